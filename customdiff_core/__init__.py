@@ -1,0 +1,1 @@
+"""Custom Diffusion as a library: retrieve, augment, finetune, evaluate, report. Works without Prefect and without a server."""

@@ -1,0 +1,298 @@
+"""The artifact store: the one cache of the pipeline, shared by flows, notebooks and the command line.
+
+    <store>/<kind>/<key>/manifest.json ...files
+
+An artifact is written into a temporary sibling, hashed, synced and renamed; `manifest.json` is written last, so that a
+manifest means "complete". A hit is verified before it is believed, and a damaged artifact is set aside and made again.
+Two processes that want the same key make it once (flock, which the kernel releases when its holder dies).
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import ValidationError
+
+from customdiff_core.config import Frozen
+from customdiff_core.errors import DiskFullError, StoreError
+from customdiff_core.recipes import Recipe, digest_of
+from customdiff_core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+FULL_HASH_LIMIT = 2 * 1024**3  # bytes; a larger artifact is verified by presence and sizes, and by hash on demand
+SYNC_EACH = 64  # files; more are flushed by one sync of the machine's disks, which is faster
+
+
+class Artifact(Frozen):
+    """A handle: what stages hand to each other instead of tensors or paths."""
+
+    kind: str
+    key: str
+    sha256: str
+    rows: int
+
+
+class File(Frozen):
+    """One file of an artifact. A volatile one (timings) is kept and verified, but is not part of the digest."""
+
+    name: str
+    size: int
+    sha256: str
+    volatile: bool = False
+
+
+class Manifest(Frozen):
+    """What is known of an artifact; written last."""
+
+    artifact: Artifact
+    recipe: Recipe
+    files: tuple[File, ...]
+    created: datetime
+    seconds: float
+    producer: str
+
+
+class Store:
+    """A folder of artifacts.
+
+    Args:
+        root: the folder; made when missing.
+        producer: who makes artifacts through this object: a run's name and id, or "library".
+    """
+
+    def __init__(self, root: Path | None = None, producer: str = "library") -> None:
+        self.root = (root or Settings().store).resolve()
+        self.producer = producer
+
+    def path(self, artifact: Artifact) -> Path:
+        """Return the artifact's folder."""
+        return self.root / artifact.kind / artifact.key
+
+    def scratch(self, kind: str, key: str) -> Path:
+        """Return a folder for the checkpoints of a long stage; kept until the caller removes it."""
+        path = self.root / "checkpoints" / kind / key
+        self._make_folder(path)
+        return path
+
+    def manifest(self, artifact: Artifact) -> Manifest:
+        """Read an artifact's manifest.
+
+        Raises:
+            StoreError: if it is missing or unreadable.
+        """
+        return self._read_manifest(self.path(artifact))
+
+    def find(self, recipe: Recipe) -> Artifact | None:
+        """Return the recipe's artifact when it is there and whole; set a damaged one aside and return None."""
+        folder = self.root / recipe.kind / recipe.key
+        if not folder.exists():
+            return None
+        problems = self.problems(folder)
+        if not problems:
+            return self._read_manifest(folder).artifact
+        self._set_aside(folder, problems)
+        return None
+
+    def make(self, recipe: Recipe, produce: Callable[[Path], int], volatile: tuple[str, ...] = ()) -> Artifact:
+        """Return the recipe's artifact, calling `produce(folder) -> rows` only when no whole one is there.
+
+        Raises:
+            StoreError: if the store cannot be written; DiskFullError if no space is left. Nothing half-made remains.
+        """
+        parent = self.root / recipe.kind
+        self._make_folder(parent)
+        with FileLock(parent / f".{recipe.key}.lock"):
+            found = self.find(recipe)
+            if found is not None:
+                return found
+            self._sweep(parent, recipe.key)
+            with self._temporary(parent, recipe.key) as temporary:
+                started = time.monotonic()
+                rows = produce(temporary)
+                manifest = self._seal(temporary, recipe, rows, time.monotonic() - started, volatile)
+                temporary.rename(parent / recipe.key)
+                _sync(parent)
+        return manifest.artifact
+
+    def get(self, kind: str, key: str) -> Artifact:
+        """Return the artifact with this key, verified.
+
+        Raises:
+            StoreError: if there is none, or it is damaged.
+        """
+        folder = self.root / kind / key
+        problems = self.problems(folder) if folder.exists() else ["nothing there"]
+        if problems:
+            raise StoreError(f"{kind} {key}: found {problems[0]}, need a whole artifact; run the {kind} stage again")
+        return self._read_manifest(folder).artifact
+
+    def newest(self, kind: str, **labels: str) -> Artifact:
+        """Return the newest whole artifact of a kind whose labels agree, such as concept="cat".
+
+        Raises:
+            StoreError: if there is none.
+        """
+        for manifest in sorted(self.manifests(kind), key=lambda one: one.created, reverse=True):
+            if labels.items() <= manifest.recipe.labels.items() and not self.problems(self.path(manifest.artifact)):
+                return manifest.artifact
+        wanted = ", ".join(f"{name} {value}" for name, value in labels.items()) or "any label"
+        raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
+
+    def manifests(self, kind: str) -> Iterator[Manifest]:
+        """Yield every readable manifest of a kind."""
+        for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+            try:
+                yield self._read_manifest(path.parent)
+            except StoreError as error:
+                logger.warning("%s", error)
+
+    def problems(self, folder: Path, *, full: bool | None = None) -> list[str]:
+        """List what is wrong with an artifact's folder; empty when it is whole.
+
+        Args:
+            folder: the artifact's folder.
+            full: compare hashes as well as sizes; by default when the artifact is smaller than FULL_HASH_LIMIT.
+        """
+        try:
+            manifest = self._read_manifest(folder)
+        except StoreError as error:
+            return [str(error)]
+        if full is None:
+            full = sum(file.size for file in manifest.files) < FULL_HASH_LIMIT
+        return [problem for file in manifest.files if (problem := _problem(folder / file.name, file, full))]
+
+    def _seal(self, folder: Path, recipe: Recipe, rows: int, seconds: float, volatile: tuple[str, ...]) -> Manifest:
+        """Hash and sync the files, then write the manifest: from here on the artifact is complete."""
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = tuple(
+            File(name=name, size=path.stat().st_size, sha256=_hash(path), volatile=name in volatile)
+            for path in paths
+            for name in [path.relative_to(folder).as_posix()]
+        )
+        digest = digest_of([[file.name, file.sha256] for file in files if not file.volatile])
+        manifest = Manifest(
+            artifact=Artifact(kind=recipe.kind, key=recipe.key, sha256=digest, rows=rows),
+            recipe=recipe,
+            files=files,
+            created=datetime.now(UTC),
+            seconds=round(seconds, 3),
+            producer=self.producer,
+        )
+        if len(paths) > SYNC_EACH:
+            os.sync()
+        else:
+            for path in paths:
+                _sync(path)
+        write_atomic(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        return manifest
+
+    @contextmanager
+    def _temporary(self, parent: Path, key: str) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=parent))
+        try:
+            yield folder
+        except Exception as error:
+            if _no_space(error):
+                raise _store_error(OSError(errno.ENOSPC, str(error)), parent) from error
+            raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _sweep(self, parent: Path, key: str) -> None:
+        """Remove what a killed maker of this key left; its lock is ours, so nobody writes there."""
+        for leftover in parent.glob(f".{key}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _set_aside(self, folder: Path, problems: list[str]) -> None:
+        aside = self.root / "damaged" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
+        self._make_folder(aside.parent)
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:  # another process set it aside first
+            return
+        logger.warning("%s %s: %s; set aside as %s", folder.parent.name, folder.name, "; ".join(problems[:3]), aside)
+
+    def _make_folder(self, path: Path) -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _store_error(error, path) from error
+        if not os.access(path, os.W_OK):
+            raise _store_error(PermissionError(errno.EACCES, "no write permission"), path)
+
+    @staticmethod
+    def _read_manifest(folder: Path) -> Manifest:
+        try:
+            return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except (OSError, ValidationError) as error:
+            kind = type(error).__name__
+            raise StoreError(f"{folder}: found no readable manifest ({kind}), need {MANIFEST}; make it again") from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either whole or absent: temporary sibling, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except OSError as error:
+        raise _store_error(error, path.parent) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _problem(path: Path, file: File, full: bool) -> str | None:
+    if path.is_symlink() or not path.is_file():
+        return f"{file.name} is missing"
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{file.name} has {size} bytes instead of {file.size}"
+    if full and _hash(path) != file.sha256:
+        return f"{file.name} has other content than was written"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _no_space(error: Exception) -> bool:
+    """Whether a library's error means a full disk: Arrow and safetensors wrap the system's own."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _store_error(error: OSError, path: Path) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(
+            f"store {path}: found no space left on the disk while writing, need room for this stage's artifact; "
+            "free some space or set CUSTOMDIFF_STORE to a larger disk, then run again: finished stages are kept"
+        )
+    return StoreError(
+        f"store {path}: found {error.strerror or error}, need a folder this user can write; "
+        "fix its permissions or set CUSTOMDIFF_STORE to another folder"
+    )
+

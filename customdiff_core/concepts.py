@@ -1,0 +1,218 @@
+"""A concept: a folder with a `concept.yaml`, a few pictures in `images/` and, if there are any, others in `held_out/`
+that training never sees and evaluation compares with."""
+
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from customdiff_core import images
+from customdiff_core.config import Frozen
+from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError
+from customdiff_core.recipes import digest_of
+from customdiff_core.settings import Settings
+
+PLACEHOLDER = "{}"
+NOTES = frozenset({".md", ".txt"})  # may lie beside pictures
+
+
+class Picture(Frozen):
+    """A picture of the concept, known by its content."""
+
+    name: str
+    sha256: str
+
+
+class Concept(Frozen):
+    """What somebody wants to teach the model. Tasks hash its content, never its path."""
+
+    name: str
+    title: str
+    category: str
+    modifier_token: str
+    initializer_token: str
+    instance_prompt: str
+    class_prompt: str
+    prompts: tuple[str, ...]
+    images: tuple[Picture, ...]
+    held_out: tuple[Picture, ...] = ()
+    licence: str = ""
+    attribution: str = ""
+    folder: Path = Field(exclude=True)
+
+    @property
+    def noun(self) -> str:
+        """V* and its category, as prompts say it: "<teal-cat> cat"."""
+        return f"{self.modifier_token} {self.category}"
+
+    @property
+    def digest(self) -> str:
+        """What training depends on: the pictures in order, the words around them and the token."""
+        return digest_of(
+            self.model_dump(include={"category", "modifier_token", "initializer_token", "instance_prompt", "images"})
+        )
+
+    def with_concept(self, prompt: str) -> str:
+        """Fill a prompt's placeholder with V* and the category."""
+        return prompt.replace(PLACEHOLDER, self.noun)
+
+    def with_category(self, prompt: str) -> str:
+        """Fill a prompt's placeholder with the category alone: what the base model draws, and what text alignment reads."""
+        return prompt.replace(PLACEHOLDER, self.category)
+
+    def read(self, picture: Picture, folder: str = "images") -> bytes:
+        """Return a picture's bytes.
+
+        Raises:
+            ImageError: if the file changed since the concept was loaded.
+        """
+        path = self.folder / folder / picture.name
+        data = images.read_picture(path, self.folder)
+        if images.digest(data) != picture.sha256:
+            raise ImageError(f"{path}: found other content than when the run began, need it unchanged; start the run again")
+        return data
+
+
+class ConceptFile(Frozen):
+    """The fields of `concept.yaml`."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    title: str = ""
+    category: str = Field(min_length=1)
+    modifier_token: str = Field(pattern=r"^<[A-Za-z0-9_-]+>$")
+    initializer_token: str = "ktn"
+    instance_prompt: str = "photo of a {}"
+    class_prompt: str
+    prompts: str = Field(description="file of evaluation prompts, relative to concept.yaml")
+    licence: str = ""
+    attribution: str = ""
+
+
+def names(data: Path | None = None) -> list[str]:
+    """Return the names of the concepts in data/concepts."""
+    return sorted(path.parent.name for path in _root(data).glob("*/concept.yaml"))
+
+
+def load(name: str, prompts: tuple[str, ...] | None = None, data: Path | None = None) -> Concept:
+    """Load the concept `data/concepts/<name>`; check its pictures and that no other concept there has its token.
+
+    Args:
+        name: the folder's name.
+        prompts: evaluation prompts instead of the concept's own.
+        data: the folder with `concepts/`; by default the settings'.
+
+    Raises:
+        ConceptError, ModifierTokenError, ImageError, ConfigError: with what was found and what to do.
+    """
+    known = names(data)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ConceptError(
+            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; {hint}a new one is a folder "
+            f"{_root(data) / name} with concept.yaml and images/"
+        )
+    concept = load_folder(_root(data) / name, prompts)
+    _check_unshared(concept, known, data)
+    return concept
+
+
+def load_folder(folder: Path, prompts: tuple[str, ...] | None = None) -> Concept:
+    """Load a concept from any folder; see `load`."""
+    spec = _read_spec(folder)
+    if not _has_word(spec.class_prompt, spec.category):
+        raise ConceptError(
+            f"{folder}/concept.yaml: found class_prompt {spec.class_prompt!r}, need the category {spec.category!r} in it; "
+            f'for example "photo of a {spec.category}"'
+        )
+    check_prompts((spec.instance_prompt,), "instance_prompt")
+    evaluation = tuple(prompts) if prompts else read_prompts(folder, spec.prompts)
+    check_prompts(evaluation, "prompts")
+    pictures = _pictures(folder / "images", folder)
+    if not pictures:
+        raise ConceptError(
+            f"{folder}/images: found no pictures, need 4 to 6 of the concept ({', '.join(sorted(images.SUFFIXES))})"
+        )
+    fields = spec.model_dump(exclude={"prompts"}) | {"title": spec.title or spec.name}
+    held_out = _pictures(folder / "held_out", folder)
+    return Concept(**fields, prompts=evaluation, images=pictures, held_out=held_out, folder=folder)
+
+
+def read_prompts(folder: Path, file: str) -> tuple[str, ...]:
+    """Read a file of prompts, one a line; blank lines and `#` comments are skipped.
+
+    Raises:
+        ConfigError: if it is missing or empty.
+    """
+    path = folder / file
+    if not path.is_file():
+        raise ConfigError(f"prompts: found no file {path}, need one prompt a line with {PLACEHOLDER} for the concept")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise ConfigError(f"prompts: found {path} empty, need one prompt a line with {PLACEHOLDER} for the concept")
+    return prompts
+
+
+def check_prompts(prompts: tuple[str, ...], what: str) -> None:
+    """Check that every prompt names the concept exactly once.
+
+    Raises:
+        ConfigError: naming the first that does not.
+    """
+    for prompt in prompts:
+        found = prompt.count(PLACEHOLDER)
+        if found != 1:
+            raise ConfigError(
+                f"{what}: found {found} placeholders in {prompt!r}, need exactly one {PLACEHOLDER} where the concept goes; "
+                'for example "a {} on the beach"'
+            )
+
+
+def _check_unshared(concept: Concept, known: list[str], data: Path | None) -> None:
+    for other in known:
+        if other != concept.name and _read_spec(_root(data) / other).modifier_token == concept.modifier_token:
+            raise ModifierTokenError(
+                f"modifier token: found {concept.modifier_token} in concepts {concept.name!r} and {other!r}, need one "
+                f"token a concept; change modifier_token in {concept.folder}/concept.yaml"
+            )
+
+
+def _read_spec(folder: Path) -> ConceptFile:
+    path = folder / "concept.yaml"
+    try:
+        return ConceptFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConceptError(f"{folder}: found no concept.yaml, need one; copy that of data/concepts/cat and edit it") from error
+    except yaml.YAMLError as error:
+        raise ConceptError(f"{path}: found text that is not YAML ({error}), need `key: value` lines") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        allowed = ", ".join(ConceptFile.model_fields)
+        raise ConceptError(f"{path}: found {where} wrong ({first['msg']}), need the fields {allowed}") from error
+
+
+def _pictures(folder: Path, root: Path) -> tuple[Picture, ...]:
+    """Every picture of a folder in name order, each decoded once so that a bad one is named now and not in an hour."""
+    found: list[Picture] = []
+    for path in sorted(folder.glob("*")):
+        if path.name.startswith(".") or path.suffix.lower() in NOTES:
+            continue
+        if path.suffix.lower() not in images.SUFFIXES:
+            allowed = ", ".join(sorted(images.SUFFIXES))
+            raise ImageError(f"{path}: found a {path.suffix or 'nameless'} file, need one of {allowed}; convert or remove it")
+        data = images.read_picture(path, root)
+        images.decode(data, str(path))
+        found.append(Picture(name=path.name, sha256=images.digest(data)))
+    return tuple(found)
+
+
+def _has_word(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, flags=re.IGNORECASE) is not None
+
+
+def _root(data: Path | None) -> Path:
+    return (data or Settings().data) / "concepts"

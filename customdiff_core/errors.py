@@ -1,0 +1,70 @@
+"""Every error this project raises on purpose.
+
+    CustomDiffusionError
+    ├── ConfigError          an unknown profile, prompt or setting
+    ├── ConceptError         a concept folder that cannot be used
+    │   └── ModifierTokenError   a V* that is taken, split or shared
+    ├── ImageError           a picture that cannot be trusted or decoded
+    ├── StoreError           the artifact store cannot be read or written
+    │   └── DiskFullError
+    ├── WeightsError         model weights missing, incomplete or pickled
+    ├── RetrievalError       the index cannot give the images asked for
+    ├── TrainingError        a training that must not go on
+    ├── EvaluationError      a figure that cannot be computed honestly
+    ├── WorldError           the embedded openmoji world
+    └── ServiceError         the local Prefect server, pool or worker
+
+Texts follow one form: `<what>: found <value>, need <value>; <remedy>`.
+"""
+
+
+class CustomDiffusionError(Exception):
+    """Base of all errors raised on purpose; its text is written for the person who reads it."""
+
+
+class ConfigError(CustomDiffusionError):
+    """An unknown profile, prompt or setting."""
+
+
+class ConceptError(CustomDiffusionError):
+    """A concept folder that cannot be used as it is."""
+
+
+class ModifierTokenError(ConceptError):
+    """A modifier token that the tokenizer knows already, splits, or that two concepts share."""
+
+
+class ImageError(CustomDiffusionError):
+    """A picture that cannot be trusted or decoded."""
+
+
+class StoreError(CustomDiffusionError):
+    """The artifact store cannot be read or written."""
+
+
+class DiskFullError(StoreError):
+    """No space was left while an artifact was being written."""
+
+
+class WeightsError(CustomDiffusionError):
+    """Model weights that are missing, incomplete or pickled."""
+
+
+class RetrievalError(CustomDiffusionError):
+    """The index cannot give the images that were asked for."""
+
+
+class TrainingError(CustomDiffusionError):
+    """A training that must not go on, such as one whose loss is NaN."""
+
+
+class EvaluationError(CustomDiffusionError):
+    """A figure that cannot be computed honestly from what is there."""
+
+
+class WorldError(CustomDiffusionError):
+    """The embedded openmoji world: an unknown drawing, a missing package file."""
+
+
+class ServiceError(CustomDiffusionError):
+    """The local Prefect server, work pool or worker cannot do its work."""

@@ -1,0 +1,1 @@
+"""How well the concept was learnt, and at what price."""

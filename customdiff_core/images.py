@@ -1,0 +1,111 @@
+"""Reading pictures that nobody vouches for, and writing them as bytes.
+
+A picture is opened by content, in the listed formats only, its size is checked before a pixel is decoded, and the
+result is always RGB, upright, 8 bits: EXIF orientation is applied, transparency lies on white, 16 bits become 8.
+"""
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from customdiff_core.errors import ImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_BYTES = 64 * 1024**2
+MAX_PIXELS = 80_000_000
+MIN_SIDE = 16
+
+
+def read_picture(path: Path, folder: Path) -> bytes:
+    """Return a picture file's bytes, once it is known to lie in the folder and to be of a sane size.
+
+    Raises:
+        ImageError: for a link that leaves the folder, a file too large, or one that cannot be read.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ImageError(f"{path}: found a link to {path.resolve()}, need a picture inside {folder}; copy it there")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ImageError(f"{path}: found {size:,} bytes, need at most {MAX_BYTES:,}; save it smaller")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: found {error.strerror}, need a readable picture") from error
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """Decode a picture's bytes into an upright 8-bit RGB image.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+
+    Raises:
+        ImageError: if it is no picture, truncated, too large to decode (a bomb) or too small to learn from.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit below is stricter
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name}: found a decompression bomb ({error}), need at most {MAX_PIXELS:,} pixels") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"{name}: found no picture, need one of {', '.join(FORMATS)}; convert or remove it") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: found {width} x {height} pixels (a decompression bomb?), need at most {MAX_PIXELS:,}; scale it down"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(f"{name}: found {width} x {height} pixels, need at least {MIN_SIDE} a side; use a larger picture")
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
+        raise ImageError(f"{name}: found a truncated or damaged picture ({error}), need a whole one; copy it again") from error
+
+
+def center_crop(image: Image.Image) -> Image.Image:
+    """Return the largest centred square; squashing would teach the concept wrong proportions."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def encode(image: Image.Image) -> bytes:
+    """Encode losslessly, and equally on every run."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def open_trusted(data: bytes) -> Image.Image:
+    """Open an image that this project wrote itself."""
+    return Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB")
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a picture's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_deep_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(canvas, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """16- and 32-bit greyscale to 8 bits by scaling; Pillow's own conversion clips everything above 255 to white."""
+    values = np.asarray(image, dtype=np.float64)
+    deepest = 65535.0 if values.max(initial=0) > 255 else 255.0
+    return Image.fromarray(np.clip(values * (255.0 / max(deepest, values.max(initial=1))), 0, 255).astype(np.uint8))

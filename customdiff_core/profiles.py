@@ -1,0 +1,156 @@
+"""Everything that depends on the base model, as named, typed, frozen builders. No other module asks which one it is.
+
+openmoji   embedded in data/models, 64 px, CPU; learns drawings
+sd14       Stable Diffusion 1.4, 512 px: the paper's
+sd21       Stable Diffusion 2.1, 768 px, v-prediction
+"""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from customdiff_core.config import AugmentConfig, EvaluateConfig, FinetuneConfig, Frozen, RetrieveConfig, SampleConfig
+from customdiff_core.errors import ConfigError
+from customdiff_core.settings import Settings
+
+
+class ModelSource(Frozen):
+    """Where a diffusers pipeline's weights are: a folder, or a hub id at a fixed revision."""
+
+    path: Path | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    download_size: str = ""
+    memory: str = ""
+    duration: str = Field("", description="how long one customization takes, for the person who has no weights yet")
+
+
+class EncoderSource(Frozen):
+    """An open_clip model: its name and its weights, a local folder or an open_clip `pretrained` tag."""
+
+    model: str
+    path: Path | None = None
+    tag: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return self.model if self.tag is None else f"{self.model}/{self.tag}"
+
+
+class Corpus(Frozen):
+    """What regularization images are retrieved from, and what KID compares with."""
+
+    kind: Literal["openmoji", "folder"]
+    index: Path | None = Field(None, description="a clip-retrieval index folder")
+    validation: Path | None = Field(None, description="a Parquet of held-out images with captions, for KID")
+
+
+class Profile(Frozen):
+    """A base model with all that belongs to it."""
+
+    name: str
+    model: ModelSource
+    corpus: Corpus
+    retrieval_encoder: EncoderSource
+    judge: EncoderSource = Field(description="the CLIP that evaluates")
+    retrieve: RetrieveConfig
+    augment: AugmentConfig
+    finetune: FinetuneConfig
+    evaluate: EvaluateConfig
+
+
+def openmoji() -> Profile:
+    """The embedded world: a 7 M parameter Stable Diffusion for 64 px drawings."""
+    models = Settings().data / "models" / "openmoji"
+    clip = EncoderSource(model="openmoji-clip", path=models / "openmoji-clip")
+    sample = SampleConfig(sampler="dpm-solver++", steps=25, guidance_scale=4.0, batch_size=32)
+    return Profile(
+        name="openmoji",
+        model=ModelSource(path=models / "openmoji-sd"),
+        corpus=Corpus(kind="openmoji"),
+        retrieval_encoder=clip,
+        judge=clip,
+        retrieve=RetrieveConfig(),
+        augment=AugmentConfig(resolution=64),
+        finetune=FinetuneConfig(steps=300, learning_rate=5e-4, modifier_learning_rate=5e-3),
+        evaluate=EvaluateConfig(sample=sample),
+    )
+
+
+def sd14() -> Profile:
+    """Stable Diffusion 1.4 with the paper's settings (appendix: lr 1e-5 x batch 4 x 2 for prior preservation)."""
+    return Profile(
+        name="sd14",
+        model=ModelSource(
+            hub_id="CompVis/stable-diffusion-v1-4",
+            revision="133a221b8aa7292a167afc5127cb63fb5005638b",
+            download_size="about 4 GB",
+            memory="a CUDA GPU with about 16 GB (or 32 GB of RAM on a CPU)",
+            duration="about 10 minutes of training on one A100, a day on a CPU",
+        ),
+        corpus=Corpus(kind="folder"),
+        retrieval_encoder=EncoderSource(model="ViT-B-32", tag="laion400m_e32"),
+        judge=EncoderSource(model="ViT-B-32", tag="openai"),
+        retrieve=RetrieveConfig(min_similarity=0.85),
+        augment=AugmentConfig(resolution=512),
+        finetune=FinetuneConfig(
+            steps=500, learning_rate=4e-5, modifier_learning_rate=4e-5, batch_size=2, precision="bf16", preview_every=125
+        ),
+        evaluate=EvaluateConfig(
+            seeds=tuple(range(50)),
+            sample=SampleConfig(sampler="ddim", steps=200, guidance_scale=6.0, eta=1.0, batch_size=8),
+            kid_images=500,
+            kid_subset_size=250,
+        ),
+    )
+
+
+def sd21() -> Profile:
+    """Stable Diffusion 2.1: as 1.4, with v-prediction at 768 px (read from the model's own scheduler)."""
+    paper = sd14()
+    return paper.model_copy(
+        update={
+            "name": "sd21",
+            "model": ModelSource(
+                hub_id="stabilityai/stable-diffusion-2-1",
+                revision="5cae40e6a2745ae2b01ad92ae5043f95f23644d6",
+                download_size="about 5 GB",
+                memory="a CUDA GPU with about 24 GB (or 48 GB of RAM on a CPU)",
+                duration="about 20 minutes of training on one A100, days on a CPU",
+            ),
+            "augment": AugmentConfig(resolution=768),
+        }
+    )
+
+
+BUILDERS: dict[str, Callable[[], Profile]] = {"openmoji": openmoji, "sd14": sd14, "sd21": sd21}
+
+
+def get(name: str, *, model: Path | None = None, index: Path | None = None, validation: Path | None = None) -> Profile:
+    """Build a profile by name.
+
+    Args:
+        name: one of BUILDERS.
+        model: a local diffusers folder instead of the profile's own weights.
+        index: a clip-retrieval index folder instead of the profile's own.
+        validation: a Parquet of held-out captioned images for KID instead of the profile's own.
+
+    Raises:
+        ConfigError: for an unknown name, naming the nearest.
+    """
+    if name not in BUILDERS:
+        nearest = difflib.get_close_matches(name, BUILDERS, n=1, cutoff=0.3)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ConfigError(f"profile: found {name!r}, need one of {', '.join(BUILDERS)}{hint}")
+    profile = BUILDERS[name]()
+    if model is not None:
+        profile = profile.model_copy(update={"model": profile.model.model_copy(update={"path": model})})
+    if index is not None:
+        profile = profile.model_copy(update={"corpus": Corpus(kind="folder", index=index, validation=validation)})
+    elif validation is not None:
+        profile = profile.model_copy(update={"corpus": profile.corpus.model_copy(update={"validation": validation})})
+    return profile

@@ -1,0 +1,110 @@
+"""What an artifact is made from, and therefore its name.
+
+A recipe holds the digests of the inputs, the settings that change the result, the code that makes it and the versions
+of the libraries that do its arithmetic. Equal recipes give equal artifacts: the key is the recipe's hash. Device,
+worker count and wall clock are not in it. Nothing here imports a tensor library, so that asking "is it there?" is fast.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from customdiff_core.config import Frozen
+
+PACKAGE = Path(__file__).resolve().parent
+TENSOR_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+CLIP_LIBRARIES = ("torch", "open_clip_torch", "numpy", "pillow")
+
+
+class Recipe(Frozen):
+    """Everything that determines one artifact.
+
+    `extendable` names settings of which a larger value continues a smaller one (training steps): they are left out of
+    `base_key`, under which checkpoints are kept.
+    """
+
+    kind: str
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    code: str
+    versions: dict[str, str]
+    labels: dict[str, str] = {}
+    extendable: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """32 hexadecimal digits; labels are for people and are not in it."""
+        return digest_of(self.model_dump(exclude={"labels", "extendable"}))[:32]
+
+    @property
+    def base_key(self) -> str:
+        """The key with the extendable settings left out."""
+        config = {name: value for name, value in self.config.items() if name not in self.extendable}
+        return self.model_copy(update={"config": config}).key
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings(config: BaseModel) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return config.model_dump(mode="json")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions, without importing the packages."""
+    return {package: version(package) for package in packages}
+
+
+@cache
+def fingerprint(module: str) -> str:
+    """SHA-256 over the sources of a core module and of every core module that it reaches by import."""
+    sources = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(_reach(module).items())}
+    return digest_of(sources)
+
+
+def _reach(module: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        path = _source(name)
+        if path is None or name in found:
+            continue
+        found[name] = path
+        todo += _imports(path)
+    return found
+
+
+def _source(module: str) -> Path | None:
+    """The file of a core module; None for anything else, such as a name imported from one."""
+    head, *rest = module.split(".")
+    if head != PACKAGE.name or not rest:
+        return None
+    base = PACKAGE.joinpath(*rest)
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"recipe value: found {type(value).__name__}, need JSON or a config model")

@@ -1,0 +1,1 @@
+"""Captions in, 200 regularization images out."""

@@ -1,0 +1,115 @@
+"""Model folders are untrusted and may be incomplete: they are checked, and named by content, before a library opens them."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+from customdiff_core.errors import WeightsError
+from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.recipes import digest_of
+from customdiff_core.settings import Settings
+
+COMPONENTS = ("unet", "vae", "text_encoder")
+NEEDED = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PATTERNS = [f"{part}/{suffix}" for part in COMPONENTS for suffix in ("config.json", "*.safetensors")]
+PATTERNS += ["scheduler/*", "tokenizer/*", "model_index.json"]
+
+
+def model_folder(source: ModelSource) -> Path:
+    """Return the local folder of a model's weights, complete and free of pickles.
+
+    Raises:
+        WeightsError: saying which folder or hub id, how large, how much memory and how long, when they are not here.
+    """
+    folder = source.path or _hub_folder(source)
+    if not folder.is_dir():
+        raise WeightsError(f"model weights: found no folder {folder}, need a diffusers pipeline folder; correct the path")
+    for name in NEEDED:
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder}: found no {name}, need a whole diffusers pipeline folder; copy it again")
+    for component in COMPONENTS:
+        _check_component(folder / component)
+    return folder
+
+
+def model_digest(source: ModelSource) -> str:
+    """SHA-256 over the component files of a model: which base model this is, wherever it lies."""
+    folder = model_folder(source)
+    files = [folder / name for name in NEEDED]
+    files += [path for part in COMPONENTS for path in sorted((folder / part).glob("*.*"))]
+    wanted = [path for path in files if path.suffix in (".json", ".txt", ".safetensors")]
+    return digest_of([[path.relative_to(folder).as_posix(), _hash(path)] for path in wanted])
+
+
+def encoder_digest(source: EncoderSource) -> str:
+    """What identifies an encoder: the content of its folder, or its open_clip tag."""
+    if source.path is None:
+        return digest_of([source.model, source.tag])
+    config, weights = encoder_files(source)
+    # The tokenizer's folder is named in the config, relative to it; what it holds belongs to the model.
+    tokenizer = (source.path / json.loads(config.read_text())["text_cfg"]["hf_tokenizer_name"]).resolve()
+    return digest_of([_hash(path) for path in (config, weights, tokenizer / "vocab.json", tokenizer / "merges.txt")])
+
+
+def encoder_files(source: EncoderSource) -> tuple[Path, Path]:
+    """Return a local open_clip model's config and weights.
+
+    Raises:
+        WeightsError: if one is missing.
+    """
+    folder = source.path or Path()
+    files = folder / f"{source.model}.json", folder / "open_clip_model.safetensors"
+    for path in files:
+        if not path.is_file():
+            raise WeightsError(f"{folder}: found no {path.name}, need an open_clip model folder; copy it again")
+    return files
+
+
+def _check_component(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder}: found no config.json, need a whole diffusers pipeline folder; copy it again")
+    if list(folder.glob("*.safetensors")):
+        return
+    pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
+    if pickles:
+        raise WeightsError(
+            f"{folder}: found pickled weights {pickles[0]} (a pickle can run any program), need .safetensors; "
+            "convert it on a machine that may be lost, or take the model's safetensors files"
+        )
+    raise WeightsError(f"{folder}: found no weights, need a .safetensors file; copy the model again")
+
+
+def _hub_folder(source: ModelSource) -> Path:
+    """Find pinned weights in the hub's local cache; download them only where the user has said so."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    allowed = Settings().allow_download
+    try:
+        return Path(
+            snapshot_download(
+                str(source.hub_id), revision=source.revision, allow_patterns=PATTERNS, local_files_only=not allowed
+            )
+        )
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(
+            f"model weights: found no {source.hub_id} (revision {source.revision}) on this machine, need "
+            f"{source.download_size} of safetensors, {source.memory}, and {source.duration}; "
+            "give a local diffusers folder as `model.weights`, or set CUSTOMDIFF_ALLOW_DOWNLOAD=true to fetch exactly "
+            "that revision from the hub"
+        ) from error
+
+
+def _hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_cached(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_cached(path: Path, size: int, mtime: int) -> str:
+    """Hash a file once a process, as long as it does not change."""
+    del size, mtime
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,146 @@
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from customdiff_core.errors import WorldError
+from customdiff_core.settings import REPOSITORY
+from customdiff_core.world.drawings import load_drawings, render
+
+CONCEPTS = REPOSITORY / "data" / "concepts"
+NAMES = ("cat", "dog", "teddybear", "house")
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    """The program that made the committed pictures: a script, so loaded by path."""
+    spec = importlib.util.spec_from_file_location("make_concepts", CONCEPTS / "make_concepts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def pixels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).astype(int)
+
+
+def opaque_pixels_of(picture: Image.Image, colour: tuple[int, int, int]) -> int:
+    return int((pixels(picture) == (*colour, 255)).all(axis=-1).sum())
+
+
+def test_a_drawing_is_a_square_with_a_transparent_ground():
+    picture = render("1F63A", 48)
+    assert (picture.mode, picture.size) == ("RGBA", (48, 48))
+    alpha = pixels(picture)[..., 3]
+    assert alpha[0, 0] == 0
+    assert alpha[30, 24] == 255
+
+
+@pytest.mark.parametrize("old", ["F4AA41", "#f4aa41", "#F4aA41"])
+def test_recolor_paints_the_asked_colour_and_leaves_none_of_the_old(old: str):
+    plain, teal = render("1F63A", 64), render("1F63A", 64, {old: "#3fb8af"})
+    orange_area = opaque_pixels_of(plain, (0xF4, 0xAA, 0x41))
+    assert orange_area > 500
+    assert opaque_pixels_of(teal, (0x3F, 0xB8, 0xAF)) == orange_area
+    assert opaque_pixels_of(teal, (0xF4, 0xAA, 0x41)) == 0
+
+
+def test_recolor_reads_short_hex():
+    # The cat face's SVG writes its muzzle as #fff.
+    white_area = opaque_pixels_of(render("1F431", 64), (255, 255, 255))
+    assert white_area > 0
+    assert opaque_pixels_of(render("1F431", 64, {"#FFFFFF": "#00f"}), (0, 0, 255)) == white_area
+
+
+def test_recolor_swaps_at_once():
+    orange, rust = (0xF4, 0xAA, 0x41), (0xE2, 0x70, 0x22)
+    plain, swapped = render("1F63A", 64), render("1F63A", 64, {"#f4aa41": "#e27022", "#e27022": "#f4aa41"})
+    assert opaque_pixels_of(plain, orange) > opaque_pixels_of(plain, rust) > 0
+    assert opaque_pixels_of(swapped, rust) == opaque_pixels_of(plain, orange)
+    assert opaque_pixels_of(swapped, orange) == opaque_pixels_of(plain, rust)
+
+
+def test_a_caller_may_draw_on_its_copy():
+    render("1F436", 32).paste((1, 2, 3, 255), (0, 0, 32, 32))
+    assert opaque_pixels_of(render("1F436", 32), (1, 2, 3)) == 0
+
+
+@pytest.mark.parametrize("code", ["1F63Z", "FFFFF", "../1F63A", "1f63a", ""])
+def test_an_unknown_code_says_what_a_code_looks_like(code: str):
+    with pytest.raises(WorldError, match=r"drawing: found code '.*', need one of OpenMoji .*such as '1F63A'; look"):
+        render(code, 32)
+
+
+def test_other_wrong_arguments_are_named():
+    with pytest.raises(WorldError, match="found 0, need at least 1 pixel"):
+        render("1F63A", 0)
+    with pytest.raises(WorldError, match="colour: found 'teal', need hex"):
+        render("1F63A", 32, {"#f4aa41": "teal"})
+
+
+def test_a_table_of_drawings_is_read_in_order(tmp_path: Path):
+    table = tmp_path / "drawings.csv"
+    table.write_text('codepoints,name,weight\n1F355,"pizza",1\n1F9F8,"teddy bear",2.5\n', encoding="utf-8")
+    assert [(d.code, d.name, d.weight) for d in load_drawings(table)] == [
+        ("1F355", "pizza", 1.0),
+        ("1F9F8", "teddy bear", 2.5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("codepoints,name,weight\n", "found 0 rows"),
+        ("codepoints,name,weight\n1F355,pizza,0\n", "row 2: found '1F355', 'pizza', '0'"),
+        ("codepoints,name\n1F355,pizza\n", "row 2: found '1F355', 'pizza', ''"),
+    ],
+)
+def test_a_bad_table_is_refused(tmp_path: Path, text: str, message: str):
+    table = tmp_path / "drawings.csv"
+    table.write_text(text, encoding="utf-8")
+    with pytest.raises(WorldError, match=message):
+        load_drawings(table)
+    with pytest.raises(WorldError, match="restore it from git"):
+        load_drawings(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_concept_is_what_its_program_makes(maker: ModuleType, name: str):
+    made = maker.pictures(maker.SUBJECTS[name])
+    committed = {str(file.relative_to(CONCEPTS / name)) for file in (CONCEPTS / name).rglob("*.png")}
+    assert set(made) == committed
+    for path, picture in made.items():
+        file = Image.open(CONCEPTS / name / path)
+        assert (file.mode, file.size) == ("RGB", (256, 256))
+        # A few levels of slack: another processor may round an outline's pixel differently.
+        assert np.abs(pixels(file) - pixels(picture)).max() <= 4, path
+    assert (CONCEPTS / name / "ATTRIBUTION.md").read_text(encoding="utf-8") == maker.attribution(maker.SUBJECTS[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_held_out_views_are_other_views(maker: ModuleType, name: str):
+    """Compared on one background: the drawing itself must differ."""
+    subject = maker.SUBJECTS[name]
+    assert len(subject.images) in range(4, 7)
+    assert len(subject.held_out) in range(4, 6)
+
+    def on_white(views: tuple) -> list[np.ndarray]:
+        plain = [maker.View(**{**vars(view), "background": "snow"}) for view in views]
+        return [pixels(maker.draw(view, subject.recolor)) for view in plain]
+
+    training = on_white(subject.images)
+    for held_out, view in zip(on_white(subject.held_out), subject.held_out, strict=True):
+        assert min(np.abs(held_out - picture).mean() for picture in training) > 1, view.pose
+
+
+def test_the_cat_is_teal_with_magenta():
+    cat = pixels(Image.open(CONCEPTS / "cat" / "images" / "grinning.png"))
+    teal = (np.abs(cat - (0x3F, 0xB8, 0xAF)).max(axis=-1) <= 2).mean()
+    magenta = (np.abs(cat - (0xD6, 0x33, 0x6C)).max(axis=-1) <= 2).mean()
+    assert teal > 0.12
+    assert magenta > 0.05
