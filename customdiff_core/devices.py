@@ -1,0 +1,43 @@
+"""Where tensors live and how wide they are: CPU, CUDA and MPS."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from customdiff_core.config import Device, Precision
+from customdiff_core.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Return the device asked for; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: if it is not on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[device]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise ConfigError(f"device: found no {device} on this machine, need one of {there}; choose it or auto")
+    return torch.device(device)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context in which the network computes; parameters stay float32.
+
+    Raises:
+        ConfigError: for fp16 on a CPU, where neither speed nor range speaks for it.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune.precision")
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def grad_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
+    """Return the gradient scaler, which does nothing unless fp16 needs it."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")

@@ -1,0 +1,47 @@
+"""Step checkpoints: a killed training goes on in the middle and ends at the same weights; a finished one can go on.
+
+A checkpoint is one safetensors file, written whole or not at all, whose name carries its step and its hash.
+"""
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as to_bytes
+
+from customdiff_core.artifacts import write_atomic
+
+logger = logging.getLogger(__name__)
+
+NAME = re.compile(r"step-(\d{7})-([0-9a-f]{16})\.safetensors")
+KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, torch.Tensor]) -> None:
+    """Write the state after `step` steps, and drop all but the newest few and those that ended a training."""
+    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    write_atomic(folder / f"step-{step:07d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
+    for _, path in _found(folder)[KEEP:]:
+        path.unlink(missing_ok=True)
+
+
+def newest_checkpoint(folder: Path, limit: int) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return the step and state of the newest whole checkpoint of at most `limit` steps; (0, {}) when there is none."""
+    for step, path in _found(folder):
+        if step > limit:
+            continue
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]:
+            return step, load_bytes(data)
+        logger.warning("checkpoint %s: other content than was written; going back to an earlier one", path)
+        path.rename(path.with_suffix(".damaged"))
+    return 0, {}
+
+
+def _found(folder: Path) -> list[tuple[int, Path]]:
+    """Checkpoints, newest first."""
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)

@@ -1,0 +1,66 @@
+"""Open a base model's parts: safetensors only, frozen, float32."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from customdiff_core.profiles import ModelSource
+from customdiff_core.weights import model_digest, model_folder
+
+
+@dataclass
+class Components:
+    """The parts of a latent diffusion model that training and sampling share; `digest` says which model it is."""
+
+    unet: UNet2DConditionModel
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    noise_scheduler: DDPMScheduler
+    digest: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.device
+
+    def to(self, device: torch.device) -> "Components":
+        """Move the networks."""
+        self.unet.to(device)
+        self.text_encoder.to(device)
+        return self
+
+
+def load_components(source: ModelSource) -> Components:
+    """Load UNet, text encoder, tokenizer and noise schedule, frozen and in evaluation mode.
+
+    Raises:
+        WeightsError: if the folder is incomplete or pickled.
+    """
+    folder = model_folder(source)
+    unet = UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    text_encoder = CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    unet.requires_grad_(False).eval()
+    text_encoder.requires_grad_(False).eval()
+    return Components(unet, text_encoder, tokenizer, scheduler, model_digest(source))
+
+
+def load_vae(source: ModelSource) -> AutoencoderKL:
+    """Load the VAE, frozen and in evaluation mode."""
+    vae = AutoencoderKL.from_pretrained(
+        model_folder(source), subfolder="vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return vae.requires_grad_(False).eval()
+
+
+def latent_scale(source: ModelSource) -> float:
+    """The VAE's scaling factor, without loading its weights."""
+    config = AutoencoderKL.load_config(model_folder(source), subfolder="vae", local_files_only=True)
+    return float(config.get("scaling_factor", 0.18215))

@@ -1,0 +1,68 @@
+"""The modifier token V*: one new row of the text encoder's embedding table, and nothing else of it, is trained.
+
+The rows live beside the frozen table instead of in it. Then no gradient, weight decay or optimizer state can reach any
+other row, and the optimizer holds (n, D) numbers instead of the whole table.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from customdiff_core.errors import ModifierTokenError
+from customdiff_core.finetuning.components import Components
+
+
+class ModifierEmbedding(nn.Module):
+    """A frozen embedding table with trainable rows behind it.
+
+    Args:
+        table: (V, D) the pretrained embedding.
+        rows: (n, D) the modifier tokens' first values; their ids are V .. V + n - 1.
+    """
+
+    def __init__(self, table: nn.Embedding, rows: torch.Tensor) -> None:
+        super().__init__()
+        self.table = table
+        self.rows = nn.Parameter(rows.detach().clone())
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embed ids (B, L) to (B, L, D)."""
+        known = self.table.num_embeddings
+        frozen = self.table(ids.clamp(max=known - 1))
+        modified = self.rows[(ids - known).clamp(min=0)]
+        return torch.where((ids >= known).unsqueeze(-1), modified, frozen)
+
+
+def add_modifier_tokens(components: Components, tokens: Sequence[str], initializers: Sequence[str]) -> ModifierEmbedding:
+    """Teach tokenizer and text encoder new tokens, each starting as a copy of a rare one.
+
+    Raises:
+        ModifierTokenError: if a token is known already, or an initializer is not one token.
+    """
+    tokenizer = components.tokenizer
+    embeddings = components.text_encoder.text_model.embeddings
+    table = cast(nn.Embedding, embeddings.token_embedding)
+    known = cast(dict[str, int], tokenizer.get_vocab())
+    for token in tokens:
+        if token in known:
+            raise ModifierTokenError(
+                f"modifier token: found {token!r} in the tokenizer already, need a new one; "
+                "choose another modifier_token in concept.yaml"
+            )
+    ids = [_single_id(tokenizer, word) for word in initializers]
+    tokenizer.add_tokens(list(tokens))
+    modified = ModifierEmbedding(table, table.weight[ids])
+    embeddings.token_embedding = modified.to(table.weight.device)
+    return modified
+
+
+def _single_id(tokenizer, word: str) -> int:  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
+    ids = tokenizer.encode(word, add_special_tokens=False)
+    if len(ids) != 1:
+        raise ModifierTokenError(
+            f"initializer token: found {word!r} split into {len(ids)} tokens, need a word that is one; "
+            "for example ktn, pll, ucd or sks"
+        )
+    return int(ids[0])

@@ -1,0 +1,74 @@
+"""The CLIP that embeds captions and images, for retrieval and as a judge: any open_clip model, from a folder or a tag."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from customdiff_core.config import Device
+from customdiff_core.devices import resolve_device
+from customdiff_core.profiles import EncoderSource
+from customdiff_core.weights import encoder_files
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Encoder:
+    """Embeds texts and images into one space; vectors are L2-normalised float32.
+
+    Args:
+        source: which open_clip model.
+        device: where it runs.
+    """
+
+    def __init__(self, source: EncoderSource, device: Device = "auto", batch_size: int = 256) -> None:
+        self.device = resolve_device(device)
+        self.batch_size = batch_size
+        self._model, self._preprocess, self._tokenize = _load(source)
+        self._model.to(self.device).eval()
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts: (N, D)."""
+        return self._embed(texts, lambda batch: self._model.encode_text(self._tokenize(list(batch)).to(self.device)))
+
+    def images(self, images: Iterable[Image.Image]) -> Vectors:
+        """Embed images: (N, D)."""
+        return self._embed(images, self._encode_images)
+
+    def _encode_images(self, batch: Sequence[Image.Image]) -> torch.Tensor:
+        return self._model.encode_image(torch.stack([self._preprocess(image) for image in batch]).to(self.device))
+
+    def _embed(self, items: Iterable, encode) -> Vectors:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType, reportMissingParameterType]
+        with torch.inference_mode():
+            parts = [
+                torch.nn.functional.normalize(encode(batch).float(), dim=-1).cpu().numpy()
+                for batch in _batches(items, self.batch_size)
+            ]
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _load(source: EncoderSource):  # pyright: ignore[reportUnknownParameterType]
+    """Return model, image preprocessing and tokenizer."""
+    import open_clip
+
+    if source.path is None:
+        model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=source.tag)
+        return model, preprocess, open_clip.get_tokenizer(source.model)
+    config_path, weights = encoder_files(source)
+    config = json.loads(config_path.read_text())
+    # open_clip resolves a tokenizer's name against the working directory: make the folder's own one absolute.
+    tokenizer = (source.path / config["text_cfg"]["hf_tokenizer_name"]).resolve()
+    config["text_cfg"]["hf_tokenizer_name"] = str(tokenizer)
+    open_clip.factory._MODEL_CONFIGS[source.model] = config  # pyright: ignore[reportPrivateUsage]
+    model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=str(weights))
+    return model, preprocess, open_clip.get_tokenizer(source.model)

@@ -1,0 +1,141 @@
+"""Draw images from a base or customized model: prompts x seeds in batches, both halves of guidance in one forward.
+
+The first noise of an image depends on its seed and prompt number alone, so that methods are compared on equal noise.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
+from PIL import Image
+
+from customdiff_core import delta as deltas
+from customdiff_core import images, stages, tables, text
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.config import Runtime, SampleConfig
+from customdiff_core.devices import resolve_device
+from customdiff_core.finetuning.components import Components, load_components, load_vae
+from customdiff_core.profiles import Profile
+from customdiff_core.progress import Progress, silent
+from customdiff_core.seeding import torch_generator
+
+
+def make_sampler(components: Components, config: SampleConfig) -> DDIMScheduler | DPMSolverMultistepScheduler:
+    """Return the sampler with the model's own noise schedule."""
+    kind = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[config.sampler]
+    options = {"clip_sample": False} if config.sampler == "ddim" else {"algorithm_type": "dpmsolver++"}
+    return kind.from_config({**components.noise_scheduler.config, **options})
+
+
+@torch.inference_mode()
+def sample_latents(
+    components: Components, condition: torch.Tensor, empty: torch.Tensor, noise_names: Sequence[tuple[int, int]], config: SampleConfig
+) -> torch.Tensor:
+    """Denoise a batch.
+
+    Args:
+        components: the model.
+        condition: (B, L, D) text features.
+        empty: (1, L, D) features of the empty prompt, for guidance.
+        noise_names: (prompt number, seed) of each image.
+        config: sampler, steps, guidance.
+
+    Returns:
+        (B, 4, h, w) latents, still scaled.
+    """
+    unet, device = components.unet, components.device
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    generators = [torch_generator("sample", number, seed) for number, seed in noise_names]
+    sampler = make_sampler(components, config)
+    sampler.set_timesteps(config.steps)
+    latents = torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device) * sampler.init_noise_sigma
+    both = torch.cat([empty.expand_as(condition), condition])
+    for step in sampler.timesteps:
+        scaled = sampler.scale_model_input(latents, step)
+        free, guided = unet(torch.cat([scaled, scaled]), step.to(device), both).sample.chunk(2)
+        prediction = free + config.guidance_scale * (guided - free)
+        extra = {"eta": config.eta, "variance_noise": _step_noise(generators, shape, device)} if config.eta else {}
+        latents = sampler.step(prediction, step, latents, **extra).prev_sample
+    return latents
+
+
+@torch.inference_mode()
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
+    """Latents (B, 4, h, w) to RGB images."""
+    pixels = vae.decode(latents / vae.config.scaling_factor).sample.float()
+    array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(one) for one in array]
+
+
+def draw_images(
+    components: Components,
+    vae: AutoencoderKL,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: SampleConfig,
+    progress: Progress = silent,
+) -> list[Image.Image]:
+    """Draw every prompt with every seed, prompt by prompt: len(prompts) x len(seeds) images."""
+    with torch.inference_mode():
+        unique = text.encode(components, ["", *prompts])
+    empty, features = unique[:1], unique[1:]
+    jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
+    drawn: list[Image.Image] = []
+    for start in range(0, len(jobs), config.batch_size):
+        batch = jobs[start : start + config.batch_size]
+        condition = features[[number for number, _ in batch]]
+        drawn += decode_latents(vae, sample_latents(components, condition, empty, batch, config))
+        progress(len(drawn), len(jobs), "images drawn")
+    return drawn
+
+
+def load_model(profile: Profile, delta: Artifact | None, store: Store, runtime: Runtime) -> tuple[Components, AutoencoderKL]:
+    """Load a profile's base model, with a delta put in where one is given."""
+    components = load_components(profile.model)
+    if delta is not None:
+        deltas.apply(components, deltas.load(store.path(delta) / "delta.safetensors"))
+    device = resolve_device(runtime.device)
+    return components.to(device), load_vae(profile.model).to(device)
+
+
+def generate(
+    prompts: tuple[str, ...],
+    seeds: tuple[int, ...],
+    delta: Artifact | None,
+    profile: Profile,
+    config: SampleConfig,
+    *,
+    store: Store,
+    runtime: Runtime = Runtime(),
+    progress: Progress = silent,
+) -> Artifact:
+    """Draw prompts x seeds from the base model, or from a customized one.
+
+    Returns:
+        A `samples` artifact: samples.parquet, one row an image, with its full recipe.
+    """
+
+    def produce(folder: Path) -> int:
+        components, vae = load_model(profile, delta, store, runtime)
+        drawn = draw_images(components, vae, prompts, seeds, config, progress)
+        jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
+        rows = [
+            {
+                "prompt": prompts[number],
+                "prompt_id": number,
+                "seed": seed,
+                "image": images.encode(image),
+                "sampler": config.sampler,
+                "steps": config.steps,
+                "guidance": config.guidance_scale,
+            }
+            for (number, seed), image in zip(jobs, drawn, strict=True)
+        ]
+        return tables.write(folder / "samples.parquet", rows)
+
+    return store.make(stages.generate(prompts, seeds, delta, profile, config), produce)
+
+
+def _step_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device)
