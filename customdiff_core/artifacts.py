@@ -149,6 +149,19 @@ class Store:
         wanted = ", ".join(f"{name} {value}" for name, value in labels.items()) or "any label"
         raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
 
+    def lineage(self, artifact: Artifact) -> dict[str, Artifact]:
+        """Return an artifact and the artifacts that it was made from, by kind, found by their digests."""
+        chain = {artifact.kind: artifact}
+        inputs = dict(self.manifest(artifact).recipe.inputs)
+        while inputs:
+            kind, digest = inputs.popitem()
+            found = [one for one in self.manifests(kind) if one.artifact.sha256 == digest]
+            if kind not in chain and found:
+                newest = max(found, key=lambda one: one.created)
+                chain[kind] = newest.artifact
+                inputs |= newest.recipe.inputs
+        return chain
+
     def manifests(self, kind: str) -> Iterator[Manifest]:
         """Yield every readable manifest of a kind."""
         for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):

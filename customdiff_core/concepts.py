@@ -3,6 +3,7 @@ that training never sees and evaluation compares with."""
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -95,7 +96,7 @@ def names(data: Path | None = None) -> list[str]:
     return sorted(path.parent.name for path in _root(data).glob("*/concept.yaml"))
 
 
-def load(name: str, prompts: tuple[str, ...] | None = None, data: Path | None = None) -> Concept:
+def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = None) -> Concept:
     """Load the concept `data/concepts/<name>`; check its pictures and that no other concept there has its token.
 
     Args:
@@ -119,7 +120,7 @@ def load(name: str, prompts: tuple[str, ...] | None = None, data: Path | None = 
     return concept
 
 
-def load_folder(folder: Path, prompts: tuple[str, ...] | None = None) -> Concept:
+def load_folder(folder: Path, prompts: Sequence[str] | None = None) -> Concept:
     """Load a concept from any folder; see `load`."""
     spec = _read_spec(folder)
     if not _has_word(spec.class_prompt, spec.category):

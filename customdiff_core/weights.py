@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from customdiff_core.errors import WeightsError
-from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.profiles import EncoderSource, ModelSource, Profile
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -65,6 +65,32 @@ def encoder_files(source: EncoderSource) -> tuple[Path, Path]:
         if not path.is_file():
             raise WeightsError(f"{folder}: found no {path.name}, need an open_clip model folder; copy it again")
     return files
+
+
+def require(profile: Profile) -> None:
+    """Check, before any work, that a profile's weights, index and validation images are on this machine.
+
+    Raises:
+        WeightsError: one message with all that is missing.
+    """
+    lacking: list[str] = []
+    try:
+        model_folder(profile.model)
+    except WeightsError as error:
+        lacking.append(str(error))
+    if profile.corpus.kind == "folder":
+        if profile.corpus.index is None:
+            lacking.append(
+                f"retrieval index: found none, need a clip-retrieval folder of captioned images embedded with "
+                f"{profile.retrieval_encoder.name}; give its path as model.index"
+            )
+        if profile.corpus.validation is None:
+            lacking.append(
+                f"validation images: found none, need a Parquet of {profile.evaluate.kid_images} held-out images of the "
+                "category (caption, image); give its path as model.validation"
+            )
+    if lacking:
+        raise WeightsError(f"profile {profile.name} cannot run on this machine. " + " | ".join(lacking))
 
 
 def _check_component(folder: Path) -> None:

@@ -1,0 +1,188 @@
+"""Evaluate: base and customized model on the same prompts and noise; alignment and KID, with intervals (section 4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from customdiff_core import images, recipes, stages, tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import Concept
+from customdiff_core.config import EvaluateConfig, Runtime
+from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
+from customdiff_core.evaluation.intervals import crossed_bootstrap
+from customdiff_core.evaluation.kid import kid, kid_interval
+from customdiff_core.evaluation.validation import validation
+from customdiff_core.profiles import Profile
+from customdiff_core.progress import Progress, silent
+from customdiff_core.retrieval.encoder import Encoder, Vectors
+from customdiff_core.sampling import generate
+from customdiff_core.seeding import numpy_rng
+from customdiff_core.weights import encoder_digest
+
+SUBJECTS = ("base", "customized")
+
+
+@dataclass
+class Judge:
+    """The evaluation CLIP, loaded when something must be embedded; what it has seen before comes from the store."""
+
+    profile: Profile
+    store: Store
+    runtime: Runtime
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder itself."""
+        return Encoder(self.profile.judge, self.runtime.device)
+
+    def images(self, data: Sequence[bytes]) -> Vectors:
+        """Embed encoded images: (N, D)."""
+        names = [images.digest(one) for one in data]
+        return self._embed(names, lambda: self.encoder.images(images.decode(one, name) for name, one in zip(names, data, strict=True)))
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts: (N, D)."""
+        return self._embed(list(texts), lambda: self.encoder.texts(texts))
+
+    def _embed(self, names: list[str], compute) -> Vectors:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
+        def produce(folder: Path) -> int:
+            vectors = compute()
+            rows = [{"model": self.profile.judge.name, "sha256": name, "vector": vector} for name, vector in zip(names, vectors, strict=True)]
+            return tables.write(folder / "embeddings.parquet", rows)
+
+        recipe = stages.embeddings(recipes.digest_of(names), encoder_digest(self.profile.judge))
+        table = tables.read(self.store, self.store.make(recipe, produce), "embeddings", ["vector"])
+        return np.stack(table["vector"].tolist())
+
+
+def evaluate(
+    concept: Concept,
+    delta: Artifact,
+    profile: Profile,
+    config: EvaluateConfig,
+    *,
+    store: Store,
+    runtime: Runtime = Runtime(),
+    progress: Progress = silent,
+) -> Artifact:
+    """Compare the customized model with its base.
+
+    Text alignment, image alignment with training and held-out pictures and the likeness to the nearest training picture
+    are measured on the concept's prompts; KID on captions of held-out images of the category, without V*.
+
+    Returns:
+        A `metrics` artifact: metrics.parquet, one row a number (subject "difference" is paired, customized - base);
+        scores.parquet, one row an image; sources.parquet, the keys of the sample sets.
+
+    Raises:
+        EvaluationError: if a figure cannot be computed.
+    """
+
+    def produce(folder: Path) -> int:
+        judge = Judge(profile, store, runtime)
+        samples = _sample_sets(concept, delta, profile, config, store, runtime, progress)
+        scores = pd.concat([_scores(concept, subject, samples[subject], judge, store) for subject in SUBJECTS])
+        rows = _alignment_rows(scores, profile, config)
+        rows += _kid_rows(concept, samples, profile, config, judge, store)
+        tables.write(folder / "scores.parquet", scores)
+        sources = {**samples, "validation": validation(concept, profile, config.kid_images, store=store)}
+        tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in sources.items()])
+        return tables.write(folder / "metrics.parquet", rows)
+
+    return store.make(stages.evaluate(concept, delta, profile, config), produce)
+
+
+def _sample_sets(
+    concept: Concept,
+    delta: Artifact,
+    profile: Profile,
+    config: EvaluateConfig,
+    store: Store,
+    runtime: Runtime,
+    progress: Progress,
+) -> dict[str, Artifact]:
+    """Draw the concept's prompts and the KID captions with both models; each set is an artifact of its own."""
+    real = tables.read(store, validation(concept, profile, config.kid_images, store=store), "validation", ["caption"])
+    captions = tuple(real["caption"])
+    jobs = {
+        "base": (tuple(concept.with_category(prompt) for prompt in concept.prompts), config.seeds, None),
+        "customized": (tuple(concept.with_concept(prompt) for prompt in concept.prompts), config.seeds, delta),
+        "kid_base": (captions, (0,), None),
+        "kid_customized": (captions, (0,), delta),
+    }
+    total = sum(len(prompts) * len(seeds) for prompts, seeds, _ in jobs.values())
+    sets: dict[str, Artifact] = {}
+    done = 0
+    for name, (prompts, seeds, model) in jobs.items():
+
+        def report(drawn: int, of: int, note: str = "", before: int = done) -> None:
+            del of
+            progress(before + drawn, total, note)
+
+        options = {"store": store, "runtime": runtime, "progress": report}
+        sets[name] = generate(prompts, seeds, model, profile, config.sample, **options)
+        done += sets[name].rows
+        progress(done, total, "images drawn")
+    return sets
+
+
+def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, store: Store) -> pd.DataFrame:
+    """One row an image: its alignment with its prompt (V* removed) and with the concept's pictures."""
+    table = tables.read(store, samples, "samples", ["prompt_id", "seed", "image"])
+    drawn = judge.images(table["image"].tolist())
+    prompts = judge.texts([concept.with_category(prompt) for prompt in concept.prompts])[table["prompt_id"]]
+    scores = {"text_alignment": text_alignment(drawn, prompts)}
+    training = judge.images([concept.read(picture) for picture in concept.images])
+    scores["image_alignment_training"] = image_alignment(drawn, training)
+    scores["nearest_training"] = nearest_similarity(drawn, training)
+    if concept.held_out:
+        held_out = judge.images([concept.read(picture, "held_out") for picture in concept.held_out])
+        scores["image_alignment_held_out"] = image_alignment(drawn, held_out)
+    return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
+
+
+def _alignment_rows(scores: pd.DataFrame, profile: Profile, config: EvaluateConfig) -> list[tables.Row]:
+    rows: list[tables.Row] = []
+    for metric in scores.columns.difference(["prompt_id", "seed", "subject"], sort=False):
+        grids = {
+            subject: part.pivot_table(index="prompt_id", columns="seed", values=metric).to_numpy()
+            for subject, part in scores.groupby("subject")
+        }
+        grids["difference"] = grids["customized"] - grids["base"]
+        for subject, grid in grids.items():
+            low, high = crossed_bootstrap(grid, config.bootstrap, config.confidence, numpy_rng("bootstrap", metric))
+            rows.append(_row(str(subject), metric, profile, float(grid.mean()), low, high, grid.size))
+    return rows
+
+
+def _kid_rows(
+    concept: Concept, samples: dict[str, Artifact], profile: Profile, config: EvaluateConfig, judge: Judge, store: Store
+) -> list[tables.Row]:
+    """KID of both models on the category's held-out captions; the difference says what customization forgot."""
+    real_set = validation(concept, profile, config.kid_images, store=store)
+    real = judge.images(tables.read(store, real_set, "validation", ["image"])["image"].tolist())
+    rows: list[tables.Row] = []
+    for subject in SUBJECTS:
+        drawn = judge.images(tables.read(store, samples[f"kid_{subject}"], "samples", ["image"])["image"].tolist())
+        value = kid(drawn, real, config.kid_subset_size, config.kid_subsets)
+        low, high = kid_interval(drawn, real, config.confidence)
+        rows.append(_row(subject, "kid", profile, value, low, high, len(drawn)))
+    return rows
+
+
+def _row(subject: str, metric: str, profile: Profile, value: float, low: float, high: float, n: int) -> tables.Row:
+    return {
+        "subject": subject,
+        "method": "custom-diffusion",
+        "metric": metric,
+        "extractor": profile.judge.name,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+        "seed": profile.finetune.seed,
+    }

@@ -1,0 +1,59 @@
+"""Held-out images of the concept's category, with captions: what KID compares the customized model's pictures with."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from customdiff_core import images, stages, tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import Concept
+from customdiff_core.errors import EvaluationError
+from customdiff_core.profiles import Profile
+from customdiff_core.settings import Settings
+from customdiff_core.world.drawings import load_drawings
+from customdiff_core.world.scenes import render_scene, sample_category_scenes
+
+
+def validation(concept: Concept, profile: Profile, count: int, *, store: Store) -> Artifact:
+    """Collect `count` held-out captioned images of the category.
+
+    The embedded world draws scenes from a random stream of its own, which neither pretraining nor the index uses.
+
+    Returns:
+        A `validation` artifact: validation.parquet with caption and image.
+
+    Raises:
+        EvaluationError: if the profile has none, or too few.
+    """
+
+    def produce(folder: Path) -> int:
+        source = profile.corpus.validation
+        rows = _read(source, count) if source or profile.corpus.kind == "folder" else _draw(concept, profile, count)
+        return tables.write(folder / "validation.parquet", rows)
+
+    return store.make(stages.validation(concept, profile, count), produce)
+
+
+def _draw(concept: Concept, profile: Profile, count: int) -> list[tables.Row]:
+    drawings = load_drawings(Settings().data / "models" / "openmoji" / "drawings.csv")
+    scenes = sample_category_scenes(drawings, concept.category, count, 0, purpose="validation")
+    side = profile.augment.resolution
+    return [{"caption": scene.caption, "image": images.encode(render_scene(scene, side))} for scene in scenes]
+
+
+def _read(source: Path | None, count: int) -> list[tables.Row]:
+    if source is None or not source.is_file():
+        raise EvaluationError(
+            f"validation images: found {source or 'none'}, need a Parquet of {count} held-out images of the category with the "
+            "columns caption and image (bytes); give its path as model.validation"
+        )
+    table = pq.read_table(source)
+    if missing := {"caption", "image"} - set(table.column_names):
+        raise EvaluationError(f"{source}: found no column {missing.pop()}, need caption and image; add it")
+    if len(table) < count:
+        raise EvaluationError(f"{source}: found {len(table)} images, need {count}; add some or lower kid_images")
+    rows = table.slice(0, count).select(["caption", "image"]).to_pylist()
+    return [
+        {"caption": row["caption"], "image": images.encode(images.decode(row["image"], f"{source} row {number}"))}
+        for number, row in enumerate(rows)
+    ]

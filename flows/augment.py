@@ -1,0 +1,43 @@
+"""Flow `augment`: a concept's training set."""
+
+from prefect import flow
+
+import tasks.augment
+from customdiff_core import concepts
+from customdiff_core.artifacts import Artifact
+from customdiff_core.concepts import Concept
+from customdiff_core.config import AugmentConfig, Runtime
+from customdiff_core.profiles import Profile
+from flows.inputs import chosen
+from flows.options import ConceptName, ModelOptions
+from tasks import publish
+
+
+def augmented(
+    concept: Concept, regularization: Artifact, profile: Profile, config: AugmentConfig, runtime: Runtime
+) -> Artifact:
+    """The training set, shown in the UI."""
+    training_set = tasks.augment.augment(concept, regularization, profile, config, runtime)
+    publish.augmented(concept, training_set)
+    return training_set
+
+
+@flow(name="augment", flow_run_name="augment-{concept}")
+def augment(
+    concept: ConceptName = "cat",
+    regularization: str | None = None,
+    views: int | None = None,
+    model: ModelOptions = ModelOptions(),
+) -> Artifact:
+    """Augment the concept's pictures and encode them with the regularization images.
+
+    Args:
+        concept: whose pictures.
+        regularization: a regularization artifact's key; empty takes the newest of the concept.
+        views: augmented views; empty takes the profile's number.
+        model: the profile.
+    """
+    profile = model.resolve()
+    config = profile.augment.model_copy(update={"views": views} if views else {})
+    images = chosen("regularization", regularization, concept, profile)
+    return augmented(concepts.load(concept), images, profile, config, model.runtime)

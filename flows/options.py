@@ -1,0 +1,91 @@
+"""The parameters of the run form, grouped by concern. An empty field takes the profile's own value."""
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from customdiff_core import concepts, profiles, weights
+from customdiff_core.config import (
+    Device,
+    EvaluateConfig,
+    FinetuneConfig,
+    Frozen,
+    Precision,
+    RetrieveConfig,
+    Runtime,
+)
+from customdiff_core.profiles import Profile
+
+Config = TypeVar("Config", bound=Frozen)
+
+ConceptName = Literal[tuple(concepts.names())]  # pyright: ignore[reportInvalidTypeForm]
+ProfileName = Literal[tuple(profiles.BUILDERS)]  # pyright: ignore[reportInvalidTypeForm]
+
+
+class ModelOptions(Frozen):
+    """Which base model, and where its weights are."""
+
+    profile: ProfileName = Field("openmoji", description="openmoji is embedded; sd14 and sd21 need weights and an index")
+    weights: Path | None = Field(None, description="a local diffusers folder instead of the profile's own weights")
+    index: Path | None = Field(None, description="a clip-retrieval index folder instead of the profile's own")
+    validation: Path | None = Field(None, description="a Parquet of held-out captioned images, for KID")
+    device: Device = Field("auto", description="auto takes CUDA, then MPS, then the CPU")
+
+    def resolve(self) -> Profile:
+        """Build the profile, and say at once what this machine lacks for it."""
+        profile = profiles.get(self.profile, model=self.weights, index=self.index, validation=self.validation)
+        weights.require(profile)
+        return profile
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the machine decides."""
+        return Runtime(device=self.device)
+
+
+class RetrieveOptions(Frozen):
+    """How many regularization images, and how near to the class prompt."""
+
+    count: int = Field(200, ge=1, description="regularization images; the paper uses 200")
+    min_similarity: float | None = Field(None, description="least CLIP text cosine; empty: the profile's")
+
+    def resolve(self, profile: Profile) -> RetrieveConfig:
+        """The stage's settings."""
+        return _filled(profile.retrieve, self)
+
+
+class TrainOptions(Frozen):
+    """How Custom Diffusion is trained; empty fields take the profile's values."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps; more than before goes on from the last checkpoint")
+    learning_rate: float | None = Field(None, gt=0, description="for keys and values")
+    modifier_learning_rate: float | None = Field(None, gt=0, description="for V*")
+    batch_size: int | None = Field(None, ge=1, description="concept views a step")
+    precision: Precision | None = Field(None, description="fp32, bf16 or fp16")
+    seed: int = 0
+
+    def resolve(self, profile: Profile) -> FinetuneConfig:
+        """The stage's settings."""
+        return _filled(profile.finetune, self)
+
+
+class EvaluateOptions(Frozen):
+    """What is drawn and measured."""
+
+    prompts: list[str] | None = Field(None, description="prompts with {} for the concept; empty: the concept's own 20")
+    seeds: int | None = Field(None, ge=1, description="images a prompt; empty: the profile's")
+    kid_images: int | None = Field(None, ge=2, description="held-out captions for KID; empty: the profile's")
+
+    def resolve(self, profile: Profile) -> EvaluateConfig:
+        """The stage's settings."""
+        seeds = tuple(range(self.seeds)) if self.seeds else profile.evaluate.seeds
+        kid_images = self.kid_images or profile.evaluate.kid_images
+        subset = min(profile.evaluate.kid_subset_size, kid_images)
+        return profile.evaluate.model_copy(update={"seeds": seeds, "kid_images": kid_images, "kid_subset_size": subset})
+
+
+def _filled(config: Config, options: Frozen) -> Config:
+    """The profile's settings, with those that the options state."""
+    stated = {name: value for name, value in options.model_dump().items() if value is not None}
+    return config.model_copy(update=stated)

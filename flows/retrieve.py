@@ -1,0 +1,32 @@
+"""Flow `retrieve`: the regularization images of a concept."""
+
+from prefect import flow
+
+import tasks.retrieve
+from customdiff_core import concepts
+from customdiff_core.artifacts import Artifact
+from customdiff_core.concepts import Concept
+from customdiff_core.config import IndexConfig, RetrieveConfig, Runtime
+from customdiff_core.profiles import Profile
+from flows.build_index import indexed
+from flows.options import ConceptName, ModelOptions, RetrieveOptions
+from tasks import publish
+
+
+def retrieved(
+    concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, runtime: Runtime
+) -> Artifact:
+    """The regularization images, shown in the UI."""
+    regularization = tasks.retrieve.retrieve(concept, index, profile, config, runtime)
+    publish.retrieved(concept, regularization)
+    return regularization
+
+
+@flow(name="retrieve", flow_run_name="retrieve-{concept}")
+def retrieve(
+    concept: ConceptName = "cat", retrieve: RetrieveOptions = RetrieveOptions(), model: ModelOptions = ModelOptions()
+) -> Artifact:
+    """Take the images whose captions are nearest to the concept's class prompt; builds the index first if need be."""
+    profile = model.resolve()
+    index = indexed(profile, IndexConfig(), model.runtime)
+    return retrieved(concepts.load(concept), index, profile, retrieve.resolve(profile), model.runtime)

@@ -1,0 +1,24 @@
+"""Task of the finetune stage."""
+
+from prefect import task
+
+from customdiff_core import stages
+from customdiff_core.artifacts import Artifact
+from customdiff_core.concepts import Concept
+from customdiff_core.config import FinetuneConfig, Runtime
+from customdiff_core.profiles import Profile
+from tasks.caching import stage
+from tasks.publish import progress
+from tasks.slots import gpu_slot
+from tasks.stores import store
+
+
+@task(name="finetune", **stage(stages.finetune))
+def finetune(
+    concept: Concept, training_set: Artifact, profile: Profile, config: FinetuneConfig, runtime: Runtime
+) -> Artifact:
+    """Train K, V and V*, while holding the GPU slot."""
+    from customdiff_core.finetuning.finetune import finetune as run
+
+    with gpu_slot(), progress(f"{concept.name}-finetune", "Training steps") as tell:
+        return run(concept, training_set, profile, config, store=store(), runtime=runtime, progress=tell)
