@@ -1,1 +1,1 @@
-"""Custom Diffusion as a library: retrieve, augment, finetune, evaluate, report. Works without Prefect and without a server."""
+"""Custom Diffusion as a library: retrieve, augment, finetune, evaluate, report. Needs no server."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,6 +165,8 @@ class Store:
     def manifests(self, kind: str) -> Iterator[Manifest]:
         """Yield every readable manifest of a kind."""
         for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
+            if path.parent.name.startswith("."):  # being made, or left by a killed maker
+                continue
             try:
                 yield self._read_manifest(path.parent)
             except StoreError as error:
@@ -211,7 +213,7 @@ class Store:
         return manifest
 
     @contextmanager
-    def _temporary(self, parent: Path, key: str) -> Iterator[Path]:
+    def _temporary(self, parent: Path, key: str) -> Generator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=parent))
         try:
             yield folder
@@ -250,7 +252,9 @@ class Store:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
         except (OSError, ValidationError) as error:
             kind = type(error).__name__
-            raise StoreError(f"{folder}: found no readable manifest ({kind}), need {MANIFEST}; make it again") from error
+            raise StoreError(
+                f"{folder}: found no readable manifest ({kind}), need {MANIFEST}; make it again"
+            ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -308,4 +312,3 @@ def _store_error(error: OSError, path: Path) -> StoreError:
         f"store {path}: found {error.strerror or error}, need a folder this user can write; "
         "fix its permissions or set CUSTOMDIFF_STORE to another folder"
     )
-

@@ -125,7 +125,9 @@ def augment(
         masks = [latent_mask(view, side, mean.shape[-1]) for view in views]
         masks += [np.ones_like(masks[0])] * len(regular)
         save_latents(folder / "latents.safetensors", mean, logvar, np.stack(masks)[:, None])
-        rows = [_view_row(concept, view, image, row) for row, (view, image) in enumerate(zip(views, rendered, strict=True))]
+        rows = [
+            _view_row(concept, view, image, row) for row, (view, image) in enumerate(zip(views, rendered, strict=True))
+        ]
         rows += [_prior_row(hit, row) for row, hit in enumerate(prior.to_dict("records"), len(views))]
         return tables.write(folder / "examples.parquet", rows)
 

@@ -72,7 +72,9 @@ class Concept(Frozen):
         path = self.folder / folder / picture.name
         data = images.read_picture(path, self.folder)
         if images.digest(data) != picture.sha256:
-            raise ImageError(f"{path}: found other content than when the run began, need it unchanged; start the run again")
+            raise ImageError(
+                f"{path}: found other content than when the run began, need it unchanged; start the run again"
+            )
         return data
 
 
@@ -186,14 +188,16 @@ def _read_spec(folder: Path) -> ConceptFile:
     try:
         return ConceptFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise ConceptError(f"{folder}: found no concept.yaml, need one; copy that of data/concepts/cat and edit it") from error
-    except yaml.YAMLError as error:
+        raise ConceptError(
+            f"{folder}: found no concept.yaml, need one; copy that of data/concepts/cat and edit it"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConceptError(f"{path}: found text that is not YAML ({error}), need `key: value` lines") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        places = [(".".join(str(part) for part in one["loc"]) or "the file", one["msg"]) for one in error.errors()]
+        wrong = ", ".join(f"{where} wrong ({why})" for where, why in places)
         allowed = ", ".join(ConceptFile.model_fields)
-        raise ConceptError(f"{path}: found {where} wrong ({first['msg']}), need the fields {allowed}") from error
+        raise ConceptError(f"{path}: found {wrong}, need the fields {allowed}") from error
 
 
 def _pictures(folder: Path, root: Path) -> tuple[Picture, ...]:
@@ -204,7 +208,9 @@ def _pictures(folder: Path, root: Path) -> tuple[Picture, ...]:
             continue
         if path.suffix.lower() not in images.SUFFIXES:
             allowed = ", ".join(sorted(images.SUFFIXES))
-            raise ImageError(f"{path}: found a {path.suffix or 'nameless'} file, need one of {allowed}; convert or remove it")
+            raise ImageError(
+                f"{path}: found a {path.suffix or 'nameless'} file, need one of {allowed}; convert or remove it"
+            )
         data = images.read_picture(path, root)
         images.decode(data, str(path))
         found.append(Picture(name=path.name, sha256=images.digest(data)))

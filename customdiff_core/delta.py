@@ -51,7 +51,9 @@ def load(path: Path) -> Delta:
         raise WeightsError(f"{path}: found no readable safetensors ({error}), need a delta; copy it again") from error
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "no format")
-        raise WeightsError(f"{path}: found {found}, need {FORMAT}; it was written by another program or a newer version")
+        raise WeightsError(
+            f"{path}: found {found}, need {FORMAT}; it was written by another program or a newer version"
+        )
     tokens = {name: tensor for name, tensor in tensors.items() if name.startswith(TOKEN_PREFIX)}
     return Delta(
         weights={name: tensor for name, tensor in tensors.items() if name not in tokens},
@@ -75,7 +77,9 @@ def apply(components: Components, delta: Delta) -> None:
     with torch.no_grad():
         for name, tensor in delta.weights.items():
             if name not in parameters or parameters[name].shape != tensor.shape:
-                raise WeightsError(f"delta: found {name} {tuple(tensor.shape)}, which does not fit the base model's UNet")
+                raise WeightsError(
+                    f"delta: found {name} {tuple(tensor.shape)}, which does not fit the base model's UNet"
+                )
             parameters[name].copy_(tensor)
         modified = add_modifier_tokens(components, list(delta.tokens), _initializers(delta))
         modified.rows.copy_(torch.stack(list(delta.tokens.values())))

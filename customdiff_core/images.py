@@ -27,8 +27,14 @@ def read_picture(path: Path, folder: Path) -> bytes:
     Raises:
         ImageError: for a link that leaves the folder, a file too large, or one that cannot be read.
     """
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ImageError(f"{path}: found a link to {path.resolve()}, need a picture inside {folder}; copy it there")
+    try:
+        place = path.resolve()
+    except RuntimeError as error:  # a link to itself, until Python 3.12
+        raise ImageError(f"{path}: found a link to itself, need a readable picture; remove it") from error
+    if not place.is_relative_to(folder.resolve()):
+        raise ImageError(f"{path}: found a link to {place}, need a picture inside {folder}; copy it there")
+    if place.exists() and not place.is_file():  # reading a pipe would wait for ever
+        raise ImageError(f"{path}: found no regular file, need a readable picture; remove it")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -62,12 +68,16 @@ def decode(data: bytes, name: str) -> Image.Image:
             f"{name}: found {width} x {height} pixels (a decompression bomb?), need at most {MAX_PIXELS:,}; scale it down"
         )
     if min(width, height) < MIN_SIDE:
-        raise ImageError(f"{name}: found {width} x {height} pixels, need at least {MIN_SIDE} a side; use a larger picture")
+        raise ImageError(
+            f"{name}: found {width} x {height} pixels, need at least {MIN_SIDE} a side; use a larger picture"
+        )
     try:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: found a truncated or damaged picture ({error}), need a whole one; copy it again") from error
+        raise ImageError(
+            f"{name}: found a truncated or damaged picture ({error}), need a whole one; copy it again"
+        ) from error
 
 
 def center_crop(image: Image.Image) -> Image.Image:
@@ -107,5 +117,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _from_deep_grey(image: Image.Image) -> Image.Image:
     """16- and 32-bit greyscale to 8 bits by scaling; Pillow's own conversion clips everything above 255 to white."""
     values = np.asarray(image, dtype=np.float64)
-    deepest = 65535.0 if values.max(initial=0) > 255 else 255.0
+    deepest = 65535.0 if image.mode.startswith("I;16") or values.max(initial=0) > 255 else 255.0
     return Image.fromarray(np.clip(values * (255.0 / max(deepest, values.max(initial=1))), 0, 255).astype(np.uint8))

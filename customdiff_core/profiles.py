@@ -25,7 +25,9 @@ class ModelSource(Frozen):
     revision: str | None = None
     download_size: str = ""
     memory: str = ""
-    duration: str = Field("", description="how long one customization takes, for the person who has no weights yet")
+    duration: str = Field(
+        default="", description="how long one customization takes, for the person who has no weights yet"
+    )
 
 
 class EncoderSource(Frozen):
@@ -45,8 +47,8 @@ class Corpus(Frozen):
     """What regularization images are retrieved from, and what KID compares with."""
 
     kind: Literal["openmoji", "folder"]
-    index: Path | None = Field(None, description="a clip-retrieval index folder")
-    validation: Path | None = Field(None, description="a Parquet of held-out images with captions, for KID")
+    index: Path | None = Field(default=None, description="a clip-retrieval index folder")
+    validation: Path | None = Field(default=None, description="a Parquet of held-out images with captions, for KID")
 
 
 class Profile(Frozen):
@@ -83,6 +85,7 @@ def openmoji() -> Profile:
 
 def sd14() -> Profile:
     """Stable Diffusion 1.4 with the paper's settings (appendix: lr 1e-5 x batch 4 x 2 for prior preservation)."""
+    clip = EncoderSource(model="ViT-B-32", tag="openai")  # also what LAION-400M's published embeddings are of
     return Profile(
         name="sd14",
         model=ModelSource(
@@ -93,12 +96,17 @@ def sd14() -> Profile:
             duration="about 10 minutes of training on one A100, a day on a CPU",
         ),
         corpus=Corpus(kind="folder"),
-        retrieval_encoder=EncoderSource(model="ViT-B-32", tag="laion400m_e32"),
-        judge=EncoderSource(model="ViT-B-32", tag="openai"),
+        retrieval_encoder=clip,
+        judge=clip,
         retrieve=RetrieveConfig(min_similarity=0.85),
         augment=AugmentConfig(resolution=512),
         finetune=FinetuneConfig(
-            steps=500, learning_rate=4e-5, modifier_learning_rate=4e-5, batch_size=2, precision="bf16", preview_every=125
+            steps=500,
+            learning_rate=4e-5,
+            modifier_learning_rate=4e-5,
+            batch_size=2,
+            precision="bf16",
+            preview_every=125,
         ),
         evaluate=EvaluateConfig(
             seeds=tuple(range(50)),

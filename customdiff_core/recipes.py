@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from customdiff_core.config import Frozen
 
@@ -35,7 +35,7 @@ class Recipe(Frozen):
     config: dict[str, Any]
     code: str
     versions: dict[str, str]
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
     extendable: tuple[str, ...] = ()
 
     @property

@@ -5,9 +5,11 @@ The first noise of an image depends on its seed and prompt number alone, so that
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from PIL import Image
 
 from customdiff_core import delta as deltas
@@ -15,22 +17,26 @@ from customdiff_core import images, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime, SampleConfig
 from customdiff_core.devices import resolve_device
-from customdiff_core.finetuning.components import Components, load_components, load_vae
+from customdiff_core.finetuning.components import Components, Network, Schedule, load_components, load_vae
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import torch_generator
 
 
-def make_sampler(components: Components, config: SampleConfig) -> DDIMScheduler | DPMSolverMultistepScheduler:
+def make_sampler(components: Components, config: SampleConfig) -> Schedule:
     """Return the sampler with the model's own noise schedule."""
-    kind = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[config.sampler]
+    kind: Any = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[config.sampler]
     options = {"clip_sample": False} if config.sampler == "ddim" else {"algorithm_type": "dpmsolver++"}
     return kind.from_config({**components.noise_scheduler.config, **options})
 
 
 @torch.inference_mode()
 def sample_latents(
-    components: Components, condition: torch.Tensor, empty: torch.Tensor, noise_names: Sequence[tuple[int, int]], config: SampleConfig
+    components: Components,
+    condition: torch.Tensor,
+    empty: torch.Tensor,
+    noise_names: Sequence[tuple[int, int]],
+    config: SampleConfig,
 ) -> torch.Tensor:
     """Denoise a batch.
 
@@ -49,19 +55,25 @@ def sample_latents(
     generators = [torch_generator("sample", number, seed) for number, seed in noise_names]
     sampler = make_sampler(components, config)
     sampler.set_timesteps(config.steps)
-    latents = torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device) * sampler.init_noise_sigma
+    latents = (
+        torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device) * sampler.init_noise_sigma
+    )
     both = torch.cat([empty.expand_as(condition), condition])
     for step in sampler.timesteps:
         scaled = sampler.scale_model_input(latents, step)
         free, guided = unet(torch.cat([scaled, scaled]), step.to(device), both).sample.chunk(2)
         prediction = free + config.guidance_scale * (guided - free)
-        extra = {"eta": config.eta, "variance_noise": _step_noise(generators, shape, device)} if config.eta else {}
+        extra = (
+            {"eta": config.eta, "variance_noise": _step_noise(generators, shape, device)}
+            if config.eta and config.sampler == "ddim"
+            else {}
+        )
         latents = sampler.step(prediction, step, latents, **extra).prev_sample
     return latents
 
 
 @torch.inference_mode()
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
+def decode_latents(vae: Network, latents: torch.Tensor) -> list[Image.Image]:
     """Latents (B, 4, h, w) to RGB images."""
     pixels = vae.decode(latents / vae.config.scaling_factor).sample.float()
     array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -70,7 +82,7 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Imag
 
 def draw_images(
     components: Components,
-    vae: AutoencoderKL,
+    vae: Network,
     prompts: Sequence[str],
     seeds: Sequence[int],
     config: SampleConfig,
@@ -90,7 +102,7 @@ def draw_images(
     return drawn
 
 
-def load_model(profile: Profile, delta: Artifact | None, store: Store, runtime: Runtime) -> tuple[Components, AutoencoderKL]:
+def load_model(profile: Profile, delta: Artifact | None, store: Store, runtime: Runtime) -> tuple[Components, Network]:
     """Load a profile's base model, with a delta put in where one is given."""
     components = load_components(profile.model)
     if delta is not None:

@@ -13,6 +13,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CUSTOMDIFF_", frozen=True)
 
-    data: Path = Field(REPOSITORY / "data", description="concepts/, prompts/ and models/")
-    store: Path = Field(REPOSITORY / "data" / "store", description="the artifact store")
-    allow_download: bool = Field(False, description="let a real profile download its pinned weights from the hub")
+    data: Path = Field(default=REPOSITORY / "data", description="concepts/, prompts/ and models/")
+    store: Path = Field(default=REPOSITORY / "data" / "store", description="the artifact store")
+    files_url: str = Field(
+        default="http://127.0.0.1:4201",
+        description="where the small static server serves the store, for links to reports",
+    )
+    allow_download: bool = Field(
+        default=False, description="let a real profile download its pinned weights from the hub"
+    )

@@ -1,7 +1,6 @@
 """The recipe of each stage: which inputs, settings, code and libraries decide its result. Imports no tensor library."""
 
 from pathlib import Path
-from typing import Any
 
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
@@ -15,9 +14,20 @@ from customdiff_core.config import (
 )
 from customdiff_core.errors import RetrievalError
 from customdiff_core.profiles import Profile
-from customdiff_core.recipes import CLIP_LIBRARIES, TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions
+from customdiff_core.recipes import (
+    CLIP_LIBRARIES,
+    PACKAGE,
+    TENSOR_LIBRARIES,
+    Recipe,
+    digest_of,
+    fingerprint,
+    settings,
+    versions,
+)
 from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_digest, model_digest
+
+REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 
 
 def build_index(profile: Profile, config: IndexConfig) -> Recipe:
@@ -135,7 +145,8 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
             "pictures": digest_of(pictures),
             "corpus": _file_digest(profile.corpus.validation) if profile.corpus.validation else profile.corpus.kind,
         },
-        config=settings(config) | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
+        config=settings(config)
+        | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
         code=fingerprint("customdiff_core.evaluation.evaluate"),
         versions=versions("torch-fidelity", "open_clip_torch", "pandas", *TENSOR_LIBRARIES),
         labels={"concept": concept.name, "profile": profile.name},
@@ -153,15 +164,19 @@ def embeddings(images: str, encoder: str) -> Recipe:
     )
 
 
-def report(concept: Concept, chain: dict[str, Artifact], extra: dict[str, Any]) -> Recipe:
-    """Every artifact of the run, and the words of the page."""
+def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Recipe:
+    """Every artifact of the run, the concept's words and pictures, and the page's template."""
     return Recipe(
         kind="report",
         inputs={name: artifact.sha256 for name, artifact in chain.items()},
-        config=extra | {"title": concept.title, "attribution": concept.attribution, "prompts": list(concept.prompts)},
-        code=fingerprint("customdiff_core.evaluation.report"),
-        versions=versions("jinja2", "matplotlib"),
-        labels={"concept": concept.name},
+        config={
+            "concept": settings(concept),
+            "profile": profile.name,
+            "keys": {name: artifact.key for name, artifact in chain.items()},
+        },
+        code=digest_of([fingerprint("customdiff_core.evaluation.report"), REPORT_TEMPLATE.read_text(encoding="utf-8")]),
+        versions=versions("jinja2", "matplotlib", "pillow", "pandas"),
+        labels={"concept": concept.name, "profile": profile.name},
     )
 
 

@@ -22,4 +22,4 @@ def write(path: Path, rows: Sequence[Row] | pd.DataFrame) -> int:
 
 def read(store: Store, artifact: Artifact, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read one of an artifact's tables, `name` without its suffix."""
-    return pd.read_parquet(store.path(artifact) / f"{name}.parquet", columns=columns and list(columns))
+    return pd.read_parquet(store.path(artifact) / f"{name}.parquet", columns=list(columns) if columns else None)

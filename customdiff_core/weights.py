@@ -1,4 +1,4 @@
-"""Model folders are untrusted and may be incomplete: they are checked, and named by content, before a library opens them."""
+"""Model folders are untrusted and may be incomplete: checked, and named by content, before a library opens them."""
 
 import hashlib
 import json
@@ -13,8 +13,12 @@ from customdiff_core.settings import Settings
 COMPONENTS = ("unet", "vae", "text_encoder")
 NEEDED = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-PATTERNS = [f"{part}/{suffix}" for part in COMPONENTS for suffix in ("config.json", "*.safetensors")]
-PATTERNS += ["scheduler/*", "tokenizer/*", "model_index.json"]
+PATTERNS = [
+    *(f"{part}/{suffix}" for part in COMPONENTS for suffix in ("config.json", "*.safetensors")),
+    "scheduler/*",
+    "tokenizer/*",
+    "model_index.json",
+]
 
 
 def model_folder(source: ModelSource) -> Path:
@@ -25,7 +29,9 @@ def model_folder(source: ModelSource) -> Path:
     """
     folder = source.path or _hub_folder(source)
     if not folder.is_dir():
-        raise WeightsError(f"model weights: found no folder {folder}, need a diffusers pipeline folder; correct the path")
+        raise WeightsError(
+            f"model weights: found no folder {folder}, need a diffusers pipeline folder; correct the path"
+        )
     for name in NEEDED:
         if not (folder / name).is_file():
             raise WeightsError(f"{folder}: found no {name}, need a whole diffusers pipeline folder; copy it again")

@@ -1,6 +1,6 @@
 """Flow `customize`: teach the base model one concept, and show what it learnt.
 
-    prefect deployment run customize/cat
+prefect deployment run customize/cat
 """
 
 from prefect import flow

@@ -13,7 +13,9 @@ from flows.options import ConceptName, EvaluateOptions, ModelOptions
 from tasks import publish
 
 
-def evaluated(concept: Concept, delta: Artifact, profile: Profile, config: EvaluateConfig, runtime: Runtime) -> Artifact:
+def evaluated(
+    concept: Concept, delta: Artifact, profile: Profile, config: EvaluateConfig, runtime: Runtime
+) -> Artifact:
     """The metrics, shown in the UI."""
     metrics = tasks.evaluate.evaluate(concept, delta, profile, config, runtime)
     publish.evaluated(concept, metrics)

@@ -1,7 +1,7 @@
 """The parameters of the run form, grouped by concern. An empty field takes the profile's own value."""
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,18 +19,26 @@ from customdiff_core.profiles import Profile
 
 Config = TypeVar("Config", bound=Frozen)
 
-ConceptName = Literal[tuple(concepts.names())]  # pyright: ignore[reportInvalidTypeForm]
-ProfileName = Literal[tuple(profiles.BUILDERS)]  # pyright: ignore[reportInvalidTypeForm]
+if TYPE_CHECKING:
+    ConceptName = str
+    ProfileName = str
+else:  # a list to choose from in the run form
+    ConceptName = Literal[tuple(concepts.names())]
+    ProfileName = Literal[tuple(profiles.BUILDERS)]
 
 
 class ModelOptions(Frozen):
     """Which base model, and where its weights are."""
 
-    profile: ProfileName = Field("openmoji", description="openmoji is embedded; sd14 and sd21 need weights and an index")
-    weights: Path | None = Field(None, description="a local diffusers folder instead of the profile's own weights")
-    index: Path | None = Field(None, description="a clip-retrieval index folder instead of the profile's own")
-    validation: Path | None = Field(None, description="a Parquet of held-out captioned images, for KID")
-    device: Device = Field("auto", description="auto takes CUDA, then MPS, then the CPU")
+    profile: ProfileName = Field(
+        default="openmoji", description="openmoji is embedded; sd14 and sd21 need weights and an index"
+    )
+    weights: Path | None = Field(
+        default=None, description="a local diffusers folder instead of the profile's own weights"
+    )
+    index: Path | None = Field(default=None, description="a clip-retrieval index folder instead of the profile's own")
+    validation: Path | None = Field(default=None, description="a Parquet of held-out captioned images, for KID")
+    device: Device = Field(default="auto", description="auto takes CUDA, then MPS, then the CPU")
 
     def resolve(self) -> Profile:
         """Build the profile, and say at once what this machine lacks for it."""
@@ -47,8 +55,8 @@ class ModelOptions(Frozen):
 class RetrieveOptions(Frozen):
     """How many regularization images, and how near to the class prompt."""
 
-    count: int = Field(200, ge=1, description="regularization images; the paper uses 200")
-    min_similarity: float | None = Field(None, description="least CLIP text cosine; empty: the profile's")
+    count: int = Field(default=200, ge=1, description="regularization images; the paper uses 200")
+    min_similarity: float | None = Field(default=None, description="least CLIP text cosine; empty: the profile's")
 
     def resolve(self, profile: Profile) -> RetrieveConfig:
         """The stage's settings."""
@@ -58,11 +66,13 @@ class RetrieveOptions(Frozen):
 class TrainOptions(Frozen):
     """How Custom Diffusion is trained; empty fields take the profile's values."""
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps; more than before goes on from the last checkpoint")
-    learning_rate: float | None = Field(None, gt=0, description="for keys and values")
-    modifier_learning_rate: float | None = Field(None, gt=0, description="for V*")
-    batch_size: int | None = Field(None, ge=1, description="concept views a step")
-    precision: Precision | None = Field(None, description="fp32, bf16 or fp16")
+    steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps; more than before goes on from the last checkpoint"
+    )
+    learning_rate: float | None = Field(default=None, gt=0, description="for keys and values")
+    modifier_learning_rate: float | None = Field(default=None, gt=0, description="for V*")
+    batch_size: int | None = Field(default=None, ge=1, description="concept views a step")
+    precision: Precision | None = Field(default=None, description="fp32, bf16 or fp16")
     seed: int = 0
 
     def resolve(self, profile: Profile) -> FinetuneConfig:
@@ -73,9 +83,11 @@ class TrainOptions(Frozen):
 class EvaluateOptions(Frozen):
     """What is drawn and measured."""
 
-    prompts: list[str] | None = Field(None, description="prompts with {} for the concept; empty: the concept's own 20")
-    seeds: int | None = Field(None, ge=1, description="images a prompt; empty: the profile's")
-    kid_images: int | None = Field(None, ge=2, description="held-out captions for KID; empty: the profile's")
+    prompts: list[str] | None = Field(
+        default=None, description="prompts with {} for the concept; empty: the concept's own 20"
+    )
+    seeds: int | None = Field(default=None, ge=1, description="images a prompt; empty: the profile's")
+    kid_images: int | None = Field(default=None, ge=2, description="held-out captions for KID; empty: the profile's")
 
     def resolve(self, profile: Profile) -> EvaluateConfig:
         """The stage's settings."""

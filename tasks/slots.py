@@ -1,6 +1,6 @@
 """The GPU slot: one heavy computation at a time, however many runs there are."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from prefect.concurrency.sync import concurrency
@@ -10,7 +10,7 @@ LEASE_SECONDS = 60  # after which the slot of a killed holder is free again
 
 
 @contextmanager
-def gpu_slot() -> Iterator[None]:
+def gpu_slot() -> Generator[None]:
     """Hold the machine's GPU (or, without one, its cores); `make up` creates the limit."""
     with concurrency(GPU, occupy=1, lease_duration=LEASE_SECONDS, strict=True):
         yield

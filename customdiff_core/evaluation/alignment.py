@@ -1,9 +1,11 @@
 """Text and image alignment (arXiv:2212.04488, section 4): pure functions of unit vectors."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-Vectors = npt.NDArray[np.floating]
+Vectors = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
 
 CLIP_SCORE_WEIGHT = 2.5  # CLIPScore's w (Hessel et al., arXiv:2104.08718)

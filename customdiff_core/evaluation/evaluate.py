@@ -42,7 +42,9 @@ class Judge:
     def images(self, data: Sequence[bytes]) -> Vectors:
         """Embed encoded images: (N, D)."""
         names = [images.digest(one) for one in data]
-        return self._embed(names, lambda: self.encoder.images(images.decode(one, name) for name, one in zip(names, data, strict=True)))
+        return self._embed(
+            names, lambda: self.encoder.images(images.decode(one, name) for name, one in zip(names, data, strict=True))
+        )
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts: (N, D)."""
@@ -51,7 +53,10 @@ class Judge:
     def _embed(self, names: list[str], compute) -> Vectors:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
         def produce(folder: Path) -> int:
             vectors = compute()
-            rows = [{"model": self.profile.judge.name, "sha256": name, "vector": vector} for name, vector in zip(names, vectors, strict=True)]
+            rows = [
+                {"model": self.profile.judge.name, "sha256": name, "vector": vector}
+                for name, vector in zip(names, vectors, strict=True)
+            ]
             return tables.write(folder / "embeddings.parquet", rows)
 
         recipe = stages.embeddings(recipes.digest_of(names), encoder_digest(self.profile.judge))
@@ -118,16 +123,31 @@ def _sample_sets(
     sets: dict[str, Artifact] = {}
     done = 0
     for name, (prompts, seeds, model) in jobs.items():
-
-        def report(drawn: int, of: int, note: str = "", before: int = done) -> None:
-            del of
-            progress(before + drawn, total, note)
-
-        options = {"store": store, "runtime": runtime, "progress": report}
-        sets[name] = generate(prompts, seeds, model, profile, config.sample, **options)
+        sets[name] = generate(
+            prompts,
+            seeds,
+            model,
+            profile,
+            config.sample,
+            store=store,
+            runtime=runtime,
+            progress=_part(progress, done, total),
+        )
         done += sets[name].rows
         progress(done, total, "images drawn")
     return sets
+
+
+def _part(progress: Progress, before: int, total: int) -> Progress:
+    """The progress of one set, as part of all of them."""
+
+    whole = total
+
+    def shifted(done: int, total: int, note: str = "") -> None:
+        del total
+        progress(before + done, whole, note)
+
+    return shifted
 
 
 def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, store: Store) -> pd.DataFrame:

@@ -6,7 +6,9 @@ import numpy.typing as npt
 Scores = npt.NDArray[np.float64]
 
 
-def crossed_bootstrap(scores: Scores, resamples: int, confidence: float, rng: np.random.Generator) -> tuple[float, float]:
+def crossed_bootstrap(
+    scores: Scores, resamples: int, confidence: float, rng: np.random.Generator
+) -> tuple[float, float]:
     """Percentile interval of the mean when prompts and seeds are both drawn anew (Owen, 2007, the pigeonhole bootstrap).
 
     Args:

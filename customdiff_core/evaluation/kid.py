@@ -5,6 +5,7 @@ given x 10^3 and always with its extractor's name.
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 
 from customdiff_core.errors import EvaluationError
 
-Features = npt.NDArray[np.floating]
+Features = npt.NDArray[np.floating[Any]]
 SCALE = 1e3
 
 
@@ -43,7 +44,9 @@ def kid(generated: Features, real: Features, subset_size: int, subsets: int, see
     return SCALE * float(result[KEY_METRIC_KID_MEAN])
 
 
-def kid_interval(generated: Features, real: Features, confidence: float = 0.95, groups: int = 50) -> tuple[float, float]:
+def kid_interval(
+    generated: Features, real: Features, confidence: float = 0.95, groups: int = 50
+) -> tuple[float, float]:
     """Jackknife interval of KID x 10^3 over groups of captions.
 
     Image i of both sets belongs to caption i, so that leaving a caption out leaves out both. Leaving out, unlike drawing

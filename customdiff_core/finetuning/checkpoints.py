@@ -21,10 +21,11 @@ KEEP = 2
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, torch.Tensor]) -> None:
-    """Write the state after `step` steps, and drop all but the newest few and those that ended a training."""
+    """Write the state after `step` steps, and drop all but the newest few up to there; those of a longer run stay."""
     data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     write_atomic(folder / f"step-{step:07d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
-    for _, path in _found(folder)[KEEP:]:
+    reached = [path for found, path in _found(folder) if found <= step]
+    for path in reached[KEEP:]:
         path.unlink(missing_ok=True)
 
 

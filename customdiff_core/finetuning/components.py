@@ -1,23 +1,30 @@
 """Open a base model's parts: safetensors only, frozen, float32."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from customdiff_core.profiles import ModelSource
 from customdiff_core.weights import model_digest, model_folder
+
+# diffusers annotates configs as dicts, results as tuples and `.to` as taking none: its objects are untyped here.
+Network = Any
+Schedule = Any
 
 
 @dataclass
 class Components:
     """The parts of a latent diffusion model that training and sampling share; `digest` says which model it is."""
 
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
+    unet: Network
+    text_encoder: Network
     tokenizer: CLIPTokenizer
-    noise_scheduler: DDPMScheduler
+    noise_scheduler: Schedule
     digest: str
 
     @property
@@ -39,10 +46,10 @@ def load_components(source: ModelSource) -> Components:
         WeightsError: if the folder is incomplete or pickled.
     """
     folder = model_folder(source)
-    unet = UNet2DConditionModel.from_pretrained(
+    unet: Network = UNet2DConditionModel.from_pretrained(
         folder, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
-    text_encoder = CLIPTextModel.from_pretrained(
+    text_encoder: Network = CLIPTextModel.from_pretrained(
         folder, subfolder="text_encoder", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
@@ -52,9 +59,9 @@ def load_components(source: ModelSource) -> Components:
     return Components(unet, text_encoder, tokenizer, scheduler, model_digest(source))
 
 
-def load_vae(source: ModelSource) -> AutoencoderKL:
+def load_vae(source: ModelSource) -> Network:
     """Load the VAE, frozen and in evaluation mode."""
-    vae = AutoencoderKL.from_pretrained(
+    vae: Network = AutoencoderKL.from_pretrained(
         model_folder(source), subfolder="vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return vae.requires_grad_(False).eval()
@@ -62,5 +69,5 @@ def load_vae(source: ModelSource) -> AutoencoderKL:
 
 def latent_scale(source: ModelSource) -> float:
     """The VAE's scaling factor, without loading its weights."""
-    config = AutoencoderKL.load_config(model_folder(source), subfolder="vae", local_files_only=True)
+    config: Any = AutoencoderKL.load_config(model_folder(source), subfolder="vae", local_files_only=True)
     return float(config.get("scaling_factor", 0.18215))

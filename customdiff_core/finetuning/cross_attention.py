@@ -1,4 +1,6 @@
-"""What Custom Diffusion trains in the UNet: the key and value projections of every cross-attention layer (section 3.1)."""
+"""What Custom Diffusion trains in the UNet: keys and values of every cross-attention layer (section 3.1)."""
+
+from typing import cast
 
 import torch
 from torch import nn
@@ -25,10 +27,10 @@ def train_keys_and_values(unet: nn.Module, *, detach_bos: bool) -> dict[str, nn.
     """
     projections = key_value_projections(unet)
     for module in projections.values():
-        module.weight.requires_grad_(True)
+        module.requires_grad_(True)
         if detach_bos:
             module.register_forward_hook(_detach_first)
-    return {name: module.weight for name, module in projections.items()}
+    return {name: cast(nn.Parameter, module.weight) for name, module in projections.items()}
 
 
 def _detach_first(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

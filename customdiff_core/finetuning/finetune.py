@@ -4,7 +4,6 @@ import json
 import logging
 from pathlib import Path
 
-import pandas as pd
 import torch
 from PIL import Image
 
@@ -64,13 +63,15 @@ def finetune(
 
         def on_step(state: Trainer) -> None:
             progress(state.step, config.steps, f"loss {state.history[-1][0]:.4f}")
-            if state.step % config.preview_every == 0 or state.step == config.steps:
+            if state.step % config.preview_every == 0 and state.step < config.steps:
                 _preview(scratch, state, vae, concept, profile.evaluate.sample)
 
         trainer.run(scratch, runtime.checkpoint_every, on_step)
-        deltas.save(folder / "delta.safetensors", _delta(trainer, concept, training_set))
+        _preview(scratch, trainer, vae, concept, profile.evaluate.sample)
+        with trainer.averaged():
+            deltas.save(folder / "delta.safetensors", _delta(trainer, concept, training_set))
         _write_history(folder / "history.parquet", trainer)
-        _write_previews(folder / "previews.parquet", scratch, config.steps)
+        _write_previews(folder / "previews.parquet", scratch, config)
         return config.steps
 
     return store.make(recipe, produce, volatile=("history.parquet",))
@@ -121,21 +122,27 @@ def _delta(trainer: Trainer, concept: Concept, training_set: Artifact) -> deltas
 
 
 def _write_history(path: Path, trainer: Trainer) -> None:
-    frame = pd.DataFrame(trainer.history, columns=list(HISTORY))
-    frame.insert(0, "step", range(1, len(frame) + 1))
-    tables.write(path, frame.assign(learning_rate=trainer.config.learning_rate, seconds=trainer.seconds))
+    rate = trainer.config.learning_rate
+    rows = [
+        {"step": step, **dict(zip(HISTORY, values, strict=True)), "learning_rate": rate, "seconds": seconds}
+        for step, (values, seconds) in enumerate(zip(trainer.history, trainer.seconds, strict=True), 1)
+    ]
+    tables.write(path, rows)
 
 
 def _preview(scratch: Path, trainer: Trainer, vae, concept: Concept, sample: SampleConfig) -> None:  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
     """Draw the preview prompts side by side and keep them with the checkpoints, so that a resumed run has them all."""
     prompts = [concept.with_concept(prompt) for prompt in trainer.config.preview_prompts]
-    drawn = draw_images(trainer.components, vae, prompts, (0,), sample)
+    with trainer.averaged():
+        drawn = draw_images(trainer.components, vae, prompts, (0,), sample)
     strip = Image.new("RGB", (sum(image.width for image in drawn), drawn[0].height))
     for number, image in enumerate(drawn):
         strip.paste(image, (number * image.width, 0))
     write_atomic(scratch / f"preview-{trainer.step:07d}.png", images.encode(strip))
 
 
-def _write_previews(path: Path, scratch: Path, steps: int) -> None:
-    found = [(int(file.stem.split("-")[1]), file) for file in sorted(scratch.glob("preview-*.png"))]
-    tables.write(path, [{"step": step, "image": file.read_bytes()} for step, file in found if step <= steps])
+def _write_previews(path: Path, scratch: Path, config: FinetuneConfig) -> None:
+    """Keep this run's previews, not the last one of a shorter run that it went on from: equal recipes, equal artifacts."""
+    steps = [*range(config.preview_every, config.steps, config.preview_every), config.steps]
+    files = [(step, scratch / f"preview-{step:07d}.png") for step in steps]
+    tables.write(path, [{"step": step, "image": file.read_bytes()} for step, file in files if file.is_file()])

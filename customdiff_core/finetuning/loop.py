@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Examples:
     mean: torch.Tensor
     logvar: torch.Tensor
     mask: torch.Tensor
-    prompts: Sequence[str]
+    prompts: list[str]
     prior_features: torch.Tensor
     latent_scale: float
 
@@ -61,6 +62,7 @@ class Trainer:
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.scaler = grad_scaler(self.components.device, config.precision)
+        self.average = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
 
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -87,10 +89,10 @@ class Trainer:
             self.step += 1
             self.history.append(losses)
             self.seconds.append(time.monotonic() - started)
+            on_step(self)  # before the checkpoint: what it draws is not skipped by a run that goes on from there
             if self.step % checkpoint_every == 0 or self.step == self.config.steps:
                 save_checkpoint(folder, self.step, self.state())
                 self.saved_step = self.step
-            on_step(self)
 
     def train_step(self) -> list[float]:
         """One optimizer step; returns loss, instance loss, prior loss and gradient norm."""
@@ -100,7 +102,10 @@ class Trainer:
         picked = torch.cat([views, priors + len(self.examples.prompts)])
         device = network.device
         clean = latent_space.draw(
-            self.examples.mean[picked].to(device), self.examples.logvar[picked].to(device), self.examples.latent_scale, generator
+            self.examples.mean[picked].to(device),
+            self.examples.logvar[picked].to(device),
+            self.examples.latent_scale,
+            generator,
         )
         noise = torch.randn(clean.shape, generator=generator).to(device)
         times = torch.randint(network.noise_scheduler.config.num_train_timesteps, (len(picked),), generator=generator)
@@ -115,7 +120,7 @@ class Trainer:
         instance = instance_loss(prediction[:half], target[:half], self.examples.mask[views].to(device))
         prior = prior_loss(prediction[half:], target[half:]) if len(priors) else instance.new_zeros(())
         loss = config.instance_weight * instance + config.prior_weight * prior
-        return [*(float(value) for value in (loss, instance, prior)), self.update(loss)]
+        return [*(float(value.detach()) for value in (loss, instance, prior)), self.update(loss)]
 
     def update(self, loss: torch.Tensor) -> float:
         """Back-propagate, clip and step; returns the gradient's norm before clipping."""
@@ -125,8 +130,25 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.gradient_clip))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        for name, tensor in self.trained.items():
+            self.average[name].lerp_(tensor.detach(), 1 - self.config.ema_decay)
         # fp16 skips a step whose gradient overflowed and lowers its scale: that is no failure.
         return norm if math.isfinite(norm) or not self.scaler.is_enabled() else 0.0
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """Put the moving average in place of the weights, for drawing and saving; training goes on from the weights."""
+        kept = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
+        self._put(self.average)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        for name, tensor in self.trained.items():
+            tensor.copy_(values[name])
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the views and the regularization images of this step: each goes round in its own shuffled order."""
@@ -138,10 +160,11 @@ class Trainer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the next step depends on, and the history so far."""
-        state = {f"weight.{name}": tensor for name, tensor in self.trained.items()}
+        state: dict[str, torch.Tensor] = {f"weight.{name}": tensor for name, tensor in self.trained.items()}
         for name, tensor in self.trained.items():
             for slot, value in self.optimizer.state[tensor].items():
                 state[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
+        state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state["history"] = torch.tensor(self.history, dtype=torch.float64)
         state["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         state["scale"] = torch.tensor(self.scaler.get_scale())
@@ -156,8 +179,13 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in self.trained.items():
                 tensor.copy_(state[f"weight.{name}"])
-                slots = [key.split(".")[1] for key in state if key.startswith("optimizer.") and key.endswith(f".{name}")]
-                self.optimizer.state[tensor] = {slot: _slot(state[f"optimizer.{slot}.{name}"], slot, tensor) for slot in slots}
+                self.average[name].copy_(state[f"average.{name}"])
+                slots = [
+                    key.split(".")[1] for key in state if key.startswith("optimizer.") and key.endswith(f".{name}")
+                ]
+                self.optimizer.state[tensor] = {
+                    slot: _slot(state[f"optimizer.{slot}.{name}"], slot, tensor) for slot in slots
+                }
         self.history, self.seconds = state["history"].tolist(), state["seconds"].tolist()
         if self.scaler.is_enabled():
             self.scaler.update(float(state["scale"]))

@@ -1,12 +1,12 @@
 """The training objective: pure functions of tensors."""
 
 import torch
-from diffusers import DDPMScheduler
 
 from customdiff_core.errors import ConfigError
+from customdiff_core.finetuning.components import Schedule
 
 
-def target_of(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+def target_of(scheduler: Schedule, latents: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     """What the network must predict: the noise, or the velocity v = sqrt(a) noise - sqrt(1 - a) latents.
 
     Raises:
@@ -17,7 +17,9 @@ def target_of(scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tens
         return noise
     if kind == "v_prediction":
         return scheduler.get_velocity(latents, noise, steps)
-    raise ConfigError(f"noise schedule: found prediction_type {kind!r}, need epsilon or v_prediction; use another model")
+    raise ConfigError(
+        f"noise schedule: found prediction_type {kind!r}, need epsilon or v_prediction; use another model"
+    )
 
 
 def instance_loss(prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

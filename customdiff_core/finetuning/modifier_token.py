@@ -35,7 +35,9 @@ class ModifierEmbedding(nn.Module):
         return torch.where((ids >= known).unsqueeze(-1), modified, frozen)
 
 
-def add_modifier_tokens(components: Components, tokens: Sequence[str], initializers: Sequence[str]) -> ModifierEmbedding:
+def add_modifier_tokens(
+    components: Components, tokens: Sequence[str], initializers: Sequence[str]
+) -> ModifierEmbedding:
     """Teach tokenizer and text encoder new tokens, each starting as a copy of a rare one.
 
     Raises:
@@ -43,7 +45,7 @@ def add_modifier_tokens(components: Components, tokens: Sequence[str], initializ
     """
     tokenizer = components.tokenizer
     embeddings = components.text_encoder.text_model.embeddings
-    table = cast(nn.Embedding, embeddings.token_embedding)
+    table: nn.Embedding = embeddings.token_embedding
     known = cast(dict[str, int], tokenizer.get_vocab())
     for token in tokens:
         if token in known:

@@ -1,8 +1,9 @@
-"""The CLIP that embeds captions and images, for retrieval and as a judge: any open_clip model, from a folder or a tag."""
+"""The CLIP that embeds captions and images, for retrieval and as a judge: any open_clip model, by folder or tag."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,13 @@ from PIL import Image
 
 from customdiff_core.config import Device
 from customdiff_core.devices import resolve_device
+from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource
+from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_files
 
 Vectors = npt.NDArray[np.float32]
+Item = TypeVar("Item")
 
 
 class Encoder:
@@ -33,16 +37,19 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts: (N, D)."""
-        return self._embed(texts, lambda batch: self._model.encode_text(self._tokenize(list(batch)).to(self.device)))
+        return self._embed(texts, self._encode_texts)
 
     def images(self, images: Iterable[Image.Image]) -> Vectors:
         """Embed images: (N, D)."""
         return self._embed(images, self._encode_images)
 
-    def _encode_images(self, batch: Sequence[Image.Image]) -> torch.Tensor:
+    def _encode_texts(self, batch: list[str]) -> torch.Tensor:
+        return self._model.encode_text(self._tokenize(batch).to(self.device))
+
+    def _encode_images(self, batch: list[Image.Image]) -> torch.Tensor:
         return self._model.encode_image(torch.stack([self._preprocess(image) for image in batch]).to(self.device))
 
-    def _embed(self, items: Iterable, encode) -> Vectors:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType, reportMissingParameterType]
+    def _embed(self, items: Iterable[Item], encode: Callable[[list[Item]], torch.Tensor]) -> Vectors:
         with torch.inference_mode():
             parts = [
                 torch.nn.functional.normalize(encode(batch).float(), dim=-1).cpu().numpy()
@@ -51,17 +58,18 @@ class Encoder:
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def _batches(items: Iterable, size: int) -> Iterator[list]:  # pyright: ignore[reportMissingTypeArgument, reportUnknownParameterType]
+def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
-def _load(source: EncoderSource):  # pyright: ignore[reportUnknownParameterType]
+def _load(source: EncoderSource) -> tuple[Any, Any, Any]:
     """Return model, image preprocessing and tokenizer."""
     import open_clip
 
     if source.path is None:
+        _require_download(source)
         model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=source.tag)
         return model, preprocess, open_clip.get_tokenizer(source.model)
     config_path, weights = encoder_files(source)
@@ -72,3 +80,12 @@ def _load(source: EncoderSource):  # pyright: ignore[reportUnknownParameterType]
     open_clip.factory._MODEL_CONFIGS[source.model] = config  # pyright: ignore[reportPrivateUsage]
     model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=str(weights))
     return model, preprocess, open_clip.get_tokenizer(source.model)
+
+
+def _require_download(source: EncoderSource) -> None:
+    """A tag's weights come from open_clip's own list, checked by hash; only where the user has said so."""
+    if not Settings().allow_download:
+        raise WeightsError(
+            f"CLIP weights: found no local folder for {source.name}, need about 600 MB; give an open_clip folder, "
+            "or set CUSTOMDIFF_ALLOW_DOWNLOAD=true"
+        )

@@ -67,10 +67,17 @@ class Index:
         path = folder / "text.index"
         if not path.is_file():
             raise RetrievalError(f"index {folder}: found no text.index, need a clip-retrieval folder; build one first")
+        parts = sorted((folder / "metadata").glob("*.parquet"))
+        if not parts:
+            raise RetrievalError(
+                f"index {folder}: found no metadata/*.parquet, need the captions; copy the folder again"
+            )
         self._index = faiss.read_index(str(path))
-        self.metadata = pd.concat([pd.read_parquet(part) for part in sorted((folder / "metadata").glob("*.parquet"))])
+        self.metadata = pd.concat([pd.read_parquet(part) for part in parts])
         if missing := {"caption", "image_path"} - set(self.metadata.columns):
-            raise RetrievalError(f"index {folder}: found no column {missing.pop()} in metadata/, need caption and image_path")
+            raise RetrievalError(
+                f"index {folder}: found no column {missing.pop()} in metadata/, need caption and image_path"
+            )
         if len(self.metadata) != self._index.ntotal:
             raise RetrievalError(
                 f"index {folder}: found {self._index.ntotal} vectors and {len(self.metadata)} captions, need as many; "
@@ -94,8 +101,9 @@ class Index:
                 "use the encoder that the index was built with"
             )
         similarity, ids = self._index.search(vector, len(self) if count >= len(self) else _with_ties(count, len(self)))
-        hits = self.metadata.iloc[ids[0]][["caption", "image_path"]].copy()
-        hits["item_id"], hits["similarity"] = ids[0], np.round(similarity[0].astype(np.float64), 4)
+        found = ids[0] >= 0  # an approximate index fills what it did not find with -1
+        hits = self.metadata.iloc[ids[0][found]][["caption", "image_path"]].copy()
+        hits["item_id"], hits["similarity"] = ids[0][found], np.round(similarity[0][found].astype(np.float64), 4)
         ordered = hits.sort_values(["similarity", "item_id"], ascending=[False, True], kind="stable")
         return ordered.head(count).reset_index(drop=True)
 
@@ -133,5 +141,7 @@ def _write_embeddings(folder: Path, kind: str, name: str, vectors: Vectors) -> N
 
 def _write_metadata(folder: Path, scenes: Sequence[Scene]) -> None:
     (folder / "metadata").mkdir()
-    rows = [{"image_path": _image_path(number), "caption": scene.caption, "url": ""} for number, scene in enumerate(scenes)]
+    rows = [
+        {"image_path": _image_path(number), "caption": scene.caption, "url": ""} for number, scene in enumerate(scenes)
+    ]
     tables.write(folder / "metadata" / "metadata_0000.parquet", rows)

@@ -113,16 +113,16 @@ def _candidates(
 
 def _rows(kept: pd.DataFrame, data: dict[int, bytes]) -> list[tables.Row]:
     rows: list[tables.Row] = []
-    for position, hit in enumerate(kept.itertuples(index=False)):
-        raw = data[int(hit.cand_id)]
-        image = images.decode(raw, f"index item {hit.item_id}")
+    for position, hit in enumerate(kept.to_dict("records")):
+        raw = data[int(hit["cand_id"])]
+        image = images.decode(raw, f"index item {hit['item_id']}")
         rows.append(
             {
                 "position": position,
-                "cand_id": hit.cand_id,
-                "url": hit.url,
-                "caption": hit.caption,
-                "similarity": hit.similarity,
+                "cand_id": hit["cand_id"],
+                "url": hit["url"],
+                "caption": hit["caption"],
+                "similarity": hit["similarity"],
                 "width": image.width,
                 "height": image.height,
                 "source_sha256": images.digest(raw),
@@ -131,5 +131,3 @@ def _rows(kept: pd.DataFrame, data: dict[int, bytes]) -> list[tables.Row]:
             }
         )
     return rows
-
-

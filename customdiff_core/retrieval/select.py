@@ -32,7 +32,7 @@ def take(candidates: pd.DataFrame, count: int, prompt: str) -> pd.DataFrame:
     Raises:
         RetrievalError: if there are fewer, saying where the others went.
     """
-    kept = candidates[candidates["drop_reason"] == ""].head(count)
+    kept = candidates.loc[candidates["drop_reason"] == ""].head(count)
     if len(kept) == count:
         return kept
     reasons = candidates.loc[candidates["drop_reason"] != "", "drop_reason"].value_counts()

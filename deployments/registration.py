@@ -1,0 +1,105 @@
+"""What the server must know before a run: the work pool, the concurrency limits and the deployments of prefect.yaml."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Crashed
+from prefect.variables import Variable
+
+from customdiff_core.errors import ServiceError
+from customdiff_core.settings import REPOSITORY, Settings
+from deployments.processes import flow_runs
+
+PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
+POOL = "local-process"
+SLOTS = {"gpu": 1}  # global concurrency limits
+DEPLOYED = "customdiff_deployed"  # the Prefect variable that says which code the deployments were made from
+DECLARING = ("prefect.yaml", "flows/*.py", "tasks/*.py", "customdiff_core/*.py", "deployments/**/*.y*ml")
+DEPLOY_SECONDS = 300.0
+
+
+def prepare(client: SyncPrefectClient) -> None:
+    """Make the work pool and the concurrency limits; what a user changed in the UI stays."""
+    with suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+    known = {limit.name for limit in client.read_global_concurrency_limits()}
+    for name, slots in SLOTS.items():
+        if name not in known:
+            client.upsert_global_concurrency_limit_by_name(name, slots)
+
+
+def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> None:
+    """Deploy prefect.yaml when the code that declares it, or the place of the checkout, is not what was deployed.
+
+    Raises:
+        ServiceError: if Prefect refuses.
+    """
+    declared = declared_deployments()
+    version = code_version()
+    there = {deployment.name for deployment in client.read_deployments()}
+    if Variable.get(DEPLOYED) == version and declared <= there:
+        return
+    say("deploying the flows of prefect.yaml")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        command = (*PREFECT, "deploy", "--all")
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=DEPLOY_SECONDS
+        )
+    missing = declared - {deployment.name for deployment in client.read_deployments()}
+    if done.returncode or missing:
+        found = f"exit {done.returncode}" + (f" and no {', '.join(sorted(missing))}" if missing else "")
+        raise ServiceError(f"deployments: found {found} from `prefect deploy --all`, need all deployed; read {log}")
+    Variable.set(DEPLOYED, version, overwrite=True)
+
+
+def declared_deployments() -> set[str]:
+    """Names in prefect.yaml.
+
+    Raises:
+        ServiceError: if it is not there.
+    """
+    path = REPOSITORY / "prefect.yaml"
+    if not path.is_file():
+        raise ServiceError(f"prefect.yaml: found none in {REPOSITORY}, need the deployments it declares; check it out")
+    return {one["name"] for one in yaml.safe_load(path.read_text())["deployments"]}
+
+
+def code_version() -> str:
+    """Digest of what the deployments are made from: the declaring files, the concepts on offer, the checkout's path."""
+    paths = sorted(path for pattern in DECLARING for path in REPOSITORY.glob(pattern))
+    concepts = sorted(path.parent.name for path in (Settings().data / "concepts").glob("*/concept.yaml"))
+    digest = hashlib.sha256("\0".join([str(REPOSITORY), *concepts]).encode())
+    for path in paths:
+        digest.update(path.relative_to(REPOSITORY).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def bury(client: SyncPrefectClient, home: Path) -> None:
+    """Mark runs as crashed that claim to run while no process computes them; `prefect flow-run retry` resumes them."""
+    alive = {UUID(run_id) for run_id, _ in flow_runs(home)}
+    busy = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+    for run in client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=busy)),
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+    ):
+        if run.id not in alive:
+            state = Crashed(message="Its process is gone: the worker or the machine was stopped.")
+            client.set_flow_run_state(run.id, state, force=True)

@@ -1,0 +1,203 @@
+"""The markdown pages of the UI, one a stage: built from artifacts alone, so that they need neither run nor server.
+
+Captions, prompts and names are somebody else's text and are escaped. Pictures are WebP `data:` URIs, which it renders.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from customdiff_core import figures, tables
+from customdiff_core.artifacts import Artifact, Manifest, Store
+from customdiff_core.concepts import Concept
+from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, views, when
+from customdiff_core.settings import Settings
+
+LIMIT = 700_000  # bytes of one page: the UI loads a run's artifacts all at once
+SIDES = (96, 72, 48, 32)  # pixels of a thumbnail; the largest with which the page stays below the limit
+SHOWN = 24  # single pictures on a page
+COLUMNS = 6  # that the UI shows without scrolling
+STRIP = 8  # images of one prompt beside each other
+PROMPTS_SHOWN = 40
+CHART_DPI = 130
+
+
+def indexed(index: Artifact, here: Store) -> str:
+    """Some captioned images of the index, evenly spread."""
+    folder = here.path(index)
+    table = pd.concat([pd.read_parquet(path) for path in sorted((folder / "metadata").glob("*.parquet"))])
+    some = table.iloc[:: max(1, len(table) // SHOWN)].head(SHOWN)
+    images = [(folder / str(path)).read_bytes() for path in some["image_path"]]
+
+    def body(side: int) -> str:
+        cells = [(_thumbnail(png, side, text), "") for png, text in zip(images, some["caption"], strict=True)]
+        captions = "\n".join(f"* {_text(caption)}" for caption in some["caption"].head(COLUMNS))
+        return (
+            f"{len(table):,} captioned images, searchable by caption. Some, evenly spread:\n\n{_grid(cells)}\n\n"
+            f"The first row's captions:\n\n{captions}"
+        )
+
+    return _page("Retrieval index", index, here, body)
+
+
+def retrieved(concept: Concept, regularization: Artifact, here: Store) -> str:
+    """The nearest images with captions and similarities, the histogram, and all of them."""
+    table = tables.read(here, regularization, "regularization", ["caption", "similarity", "image"])
+    limit = here.manifest(regularization).recipe.config["min_similarity"]
+    chart = figures.chart_uri(figures.similarity_histogram(table["similarity"].tolist(), limit), CHART_DPI)
+    nearest = table.head(SHOWN).to_dict("records")
+
+    def body(side: int) -> str:
+        cells = [(_thumbnail(hit["image"], side, hit["caption"]), number(hit["similarity"])) for hit in nearest]
+        everything = figures.image_uri(figures.montage(table["image"].tolist(), 20, side // 2))
+        return (
+            f"{len(table)} images whose captions are nearest to “{_text(concept.class_prompt)}”. The nearest {len(nearest)}, "
+            f"each with the similarity of its caption, which shows when you point at it:\n\n{_grid(cells)}\n\n"
+            f"{_image(chart, 'Histogram of similarities')}\n\n"
+            f"All of them, in order of similarity:\n\n{_image(everything, 'All regularization images')}"
+        )
+
+    return _page("Regularization images", regularization, here, body)
+
+
+def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
+    """The first views, each with the words added to its prompt and the box in which its loss counts."""
+    first = views(training_set, here, SHOWN)
+    prompt = concept.with_concept(concept.instance_prompt)
+
+    def body(side: int) -> str:
+        pictures = [figures.image_uri(figures.masked_view(view["image"], view["mask"], side)) for view in first]
+        cells = [
+            (_image(uri, view["prompt"]), _text(view["prefix"]) or "–")
+            for uri, view in zip(pictures, first, strict=True)
+        ]
+        return (
+            f"The first {len(first)} views of {_text(concept.title)}, as they were drawn. The prompt is "
+            f"“{_text(prompt)}”, after the words below a view. Where a small one lies on an empty canvas, only the outlined "
+            f"box counts in the loss.\n\n{_grid(cells)}"
+        )
+
+    return _page("Augmented views", training_set, here, body)
+
+
+def finetuned(concept: Concept, delta: Artifact, here: Store) -> str:
+    """The losses by step, and what the preview prompts looked like on the way."""
+    history, previews = (tables.read(here, delta, name) for name in ("history", "previews"))
+    chart = figures.chart_uri(figures.loss_curve(history), CHART_DPI)
+    strips = [(row["step"], tile) for row in previews.to_dict("records") for tile in figures.tiles(row["image"])]
+
+    def body(side: int) -> str:
+        cells = [(_thumbnail(tile, side, f"step {step}"), f"step {step}") for step, tile in strips]
+        return (
+            f"{len(history)} steps on {_text(concept.noun)}.\n\n{_image(chart, 'Losses by step')}\n\n"
+            f"The same prompt and noise, drawn while training:\n\n{_grid(cells)}"
+        )
+
+    return _page("Fine-tuning", delta, here, body)
+
+
+def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
+    """Every prompt drawn by both models, and the metrics with their intervals."""
+    table = tables.read(here, metrics, "metrics")
+    chart = figures.chart_uri(figures.metrics_chart(table), CHART_DPI)
+    lines = [
+        (one.title, _cell(one.base), _cell(one.customized), _cell(one.difference, signed=True))
+        for one in compare(table)
+    ]
+    percent = f"{100 * here.manifest(metrics).recipe.config['confidence']:g} %"
+    rows = side_by_side(metrics, here)
+    shown = rows[:PROMPTS_SHOWN]
+    rest = f"\n\n{len(rows) - len(shown)} more prompts are in the report." if len(rows) > len(shown) else ""
+
+    def body(side: int) -> str:
+        pairs: list[tuple[str, str]] = []
+        for row in shown:
+            pairs.append((_strip(row.base, row.base_prompt, side), _strip(row.customized, row.prompt, side)))
+            pairs.append((_text(row.base_prompt), _text(row.prompt)))
+        return (
+            f"{_table(('Metric', 'Base', 'Customized', 'Paired difference'), lines)}\n\n"
+            f"In brackets, {percent} intervals.\n\n{_image(chart, 'Metrics with intervals')}\n\n"
+            "The same prompts and noise, unpicked:\n\n"
+            f"{_table((f'Base: {_text(concept.category)}', f'Customized: {_text(concept.noun)}'), pairs)}{rest}"
+        )
+
+    return _page("Base and customized model", metrics, here, body)
+
+
+def reported(concept: Concept, report: Artifact, here: Store) -> str:
+    """A link to the report, which a small static server serves."""
+    url = f"{Settings().files_url}/report/{report.key}/report.html"
+    path = here.path(report) / "report.html"
+    return _page(
+        "Report", report, here, lambda _: f"[The whole story of {_text(concept.title)}]({url})\n\nThe file: `{path}`"
+    )
+
+
+def generated(samples: Artifact, here: Store) -> str:
+    """Every prompt with its images, seed by seed."""
+    table = tables.read(here, samples, "samples").sort_values(["prompt_id", "seed"])
+    groups = [(str(part["prompt"].iloc[0]), part["image"].tolist()) for _, part in table.groupby("prompt_id")]
+
+    def body(side: int) -> str:
+        return "\n\n".join(
+            f"{_text(prompt)}\n\n{_strip(images, prompt, side)}" for prompt, images in groups[:PROMPTS_SHOWN]
+        )
+
+    return _page("Generated images", samples, here, body)
+
+
+def provenance(manifest: Manifest, producer: str) -> str:
+    """Say whether this run made an artifact, or which one did before."""
+    if manifest.producer == producer:
+        return f"Made by this run in {manifest.seconds:.1f} s."
+    name = manifest.producer.rsplit(" (", 1)[0]
+    maker = "the library" if name == "library" else f"run {_text(name)}"
+    return f"From the cache: made by {maker} on {when(manifest.created)} ({manifest.seconds:.1f} s then)."
+
+
+def _page(title: str, artifact: Artifact, here: Store, body: Callable[[int], str]) -> str:
+    """Build a page with the largest thumbnails that keep it below the limit."""
+    head = f"{provenance(here.manifest(artifact), here.producer)}\n\n## {title}\n\n"
+    pages = (head + body(side) for side in SIDES)
+    fitting = (page for page in pages if len(page.encode()) < LIMIT)
+    return next(fitting, f"{head}The pictures are too many for this page; they are in `{here.path(artifact)}`.")
+
+
+def _text(value: str) -> str:
+    """Escape a text: every punctuation mark gets a backslash, so that none is markup, a link or a table's border."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(value).split()))
+
+
+def _image(uri: str, label: str) -> str:
+    """An image with a tooltip; the UI shows escapes there as they are, so that doubtful characters go instead."""
+    words = re.sub(r"[^\w ,.‹›-]", "", " ".join(label.replace("<", "‹").replace(">", "›").split()))
+    return f'![{words}]({uri} "{words}")'
+
+
+def _thumbnail(png: bytes, side: int, label: str) -> str:
+    return _image(figures.thumbnail_uri(png, side), label)
+
+
+def _strip(pngs: Sequence[bytes], label: str, side: int) -> str:
+    return _image(figures.image_uri(figures.montage(pngs, STRIP, side)), label)
+
+
+def _cell(cell: Cell | None, *, signed: bool = False) -> str:
+    return f"{number(cell.value, signed=signed)} ({interval(cell, signed=signed)})" if cell else "–"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _grid(cells: Sequence[tuple[str, str]]) -> str:
+    """A table of pictures, each with its text below; cells do not wrap in the UI, so that texts must be short."""
+    rows: list[list[str]] = []
+    for start in range(0, len(cells), COLUMNS):
+        part = [*cells[start : start + COLUMNS], *[("", "")] * COLUMNS][: min(COLUMNS, len(cells))]
+        rows += [[picture for picture, _ in part]]
+        if any(text for _, text in part):
+            rows += [[text for _, text in part]]
+    return _table(rows[0], rows[1:]) if rows else ""

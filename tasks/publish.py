@@ -1,0 +1,127 @@
+"""What a run shows in the UI: one markdown artifact a stage with its pictures, and progress while a stage works.
+
+Flows call these after a stage, never a task within itself: a cached task does not run, but its result is still shown.
+What they show is built in `pages.py`.
+"""
+
+import logging
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from customdiff_core.artifacts import Artifact
+from customdiff_core.concepts import Concept
+from customdiff_core.progress import Progress
+from tasks import pages
+from tasks.stores import store
+
+UPDATE_SECONDS = 2.0
+LOG_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0  # until the next try, when the server did not answer: its client itself tries for long
+
+
+def indexed(index: Artifact) -> None:
+    """Show what the retrieval index holds."""
+    here = store()
+    _send(f"{here.manifest(index).recipe.labels['profile']}-index", pages.indexed(index, here))
+
+
+def retrieved(concept: Concept, regularization: Artifact) -> None:
+    """Show the regularization images."""
+    _send(f"{concept.name}-retrieve", pages.retrieved(concept, regularization, store()))
+
+
+def augmented(concept: Concept, training_set: Artifact) -> None:
+    """Show augmented views."""
+    _send(f"{concept.name}-augment", pages.augmented(concept, training_set, store()))
+
+
+def finetuned(concept: Concept, delta: Artifact) -> None:
+    """Show the losses and the previews."""
+    _send(f"{concept.name}-finetune", pages.finetuned(concept, delta, store()))
+
+
+def evaluated(concept: Concept, metrics: Artifact) -> None:
+    """Show both models side by side, and the figures."""
+    _send(f"{concept.name}-evaluate", pages.evaluated(concept, metrics, store()))
+
+
+def reported(concept: Concept, report: Artifact) -> None:
+    """Link the report."""
+    _send(f"{concept.name}-report", pages.reported(concept, report, store()))
+
+
+def generated(samples: Artifact) -> None:
+    """Show drawn prompts."""
+    _send("generate", pages.generated(samples, store()))
+
+
+@contextmanager
+def progress(key: str, description: str) -> Iterator[Progress]:
+    """Yield a Progress that moves a bar in the UI and writes to the run's log; a silent server fails no stage."""
+    bar = _Bar(_key(f"{key}-progress"), description)
+    yield bar
+    bar.finish()
+
+
+class _Bar:
+    """A progress artifact, updated at most every UPDATE_SECONDS, and log lines at most every LOG_SECONDS."""
+
+    def __init__(self, key: str, description: str) -> None:
+        self._description = description
+        self._artifact: UUID | None = None
+        self._update_at = self._log_at = -math.inf
+        with _tolerated(description):
+            made = create_progress_artifact(0.0, key=key, description=description)
+            self._artifact = made if isinstance(made, UUID) else None
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        if time.monotonic() >= self._log_at:
+            _logger().info("%s: %d of %d%s", self._description, done, total, f", {note}" if note else "")
+            self._log_at = time.monotonic() + LOG_SECONDS
+        if time.monotonic() >= self._update_at:
+            self._update(100 * done / max(total, 1))
+
+    def finish(self) -> None:
+        """Fill the bar."""
+        self._update(100.0)
+
+    def _update(self, percent: float) -> None:
+        wait = PATIENCE_SECONDS
+        with _tolerated(self._description):
+            if self._artifact is not None:
+                update_progress_artifact(self._artifact, percent)
+            wait = UPDATE_SECONDS
+        self._update_at = time.monotonic() + wait
+
+
+def _send(key: str, markdown: str) -> None:
+    with _tolerated(key):
+        create_markdown_artifact(markdown, key=_key(key))
+
+
+@contextmanager
+def _tolerated(what: str) -> Iterator[None]:
+    """Log what the server would not take, and go on: the UI is a view of the work and not the work."""
+    try:
+        yield
+    except Exception as error:
+        _logger().warning("%s: not shown in the UI (%s: %s)", what, type(error).__name__, error)
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger(__name__)
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -1,0 +1,74 @@
+"""Fixtures that every test may use: a store, the embedded profile and concept, and one tiny chain of stages a session."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from customdiff_core import concepts, profiles
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import Concept
+from customdiff_core.config import AugmentConfig, FinetuneConfig, IndexConfig, RetrieveConfig
+from customdiff_core.profiles import Profile
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", producer="test")
+
+
+@pytest.fixture(scope="session")
+def openmoji() -> Profile:
+    return profiles.get("openmoji")
+
+
+@pytest.fixture(scope="session")
+def cat() -> Concept:
+    return concepts.load("cat")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Every artifact from the index to the delta, with the settings that made it."""
+
+    store: Store
+    profile: Profile
+    concept: Concept
+    index_config: IndexConfig
+    retrieve_config: RetrieveConfig
+    augment_config: AugmentConfig
+    finetune_config: FinetuneConfig
+    index: Artifact
+    regularization: Artifact
+    training_set: Artifact
+    delta: Artifact
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory, openmoji: Profile, cat: Concept) -> Chain:
+    """The real stages at the smallest useful size; tests may add to its store, and must not damage what is in it."""
+    from customdiff_core.augmentation import augment
+    from customdiff_core.finetuning.finetune import finetune
+    from customdiff_core.retrieval.retrieve import build_index, retrieve
+
+    store = Store(tmp_path_factory.mktemp("chain"), producer="chain")
+    sizes, retrieval = IndexConfig(scenes=1200), RetrieveConfig(count=24, candidates=60)
+    views = AugmentConfig(resolution=64, views=12)
+    training = openmoji.finetune.model_copy(update={"steps": 6, "batch_size": 2})
+    index = build_index(openmoji, sizes, store=store)
+    regularization = retrieve(cat, index, openmoji, retrieval, store=store)
+    training_set = augment(cat, regularization, openmoji, views, store=store)
+    delta = finetune(cat, training_set, openmoji, training, store=store)
+    return Chain(
+        store,
+        openmoji,
+        cat,
+        sizes,
+        retrieval,
+        views,
+        training,
+        index=index,
+        regularization=regularization,
+        training_set=training_set,
+        delta=delta,
+    )

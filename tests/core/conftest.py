@@ -1,0 +1,76 @@
+"""The core's tests are offline, on one thread, and write concept folders of their own."""
+
+import io
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from customdiff_core.finetuning.components import Components, load_components
+from customdiff_core.profiles import Profile
+
+MakeConcept = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Sums are taken in one order, so that runs can be compared bit for bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A core test that reaches for the network fails instead of waiting for it."""
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        raise AssertionError(f"network: found a connection to {address}, need none in a test of the core")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def noise_png() -> bytes:
+    """A picture that does not compress, so that half of its file is half of its pixels."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def make_concept(tmp_path: Path, noise_png: bytes) -> MakeConcept:
+    """Write a concept folder that is right but for what the test changes; None leaves a field out."""
+
+    def make(name: str = "mug", pictures: int = 2, **fields: Any) -> Path:
+        folder = tmp_path / "concepts" / name
+        (folder / "images").mkdir(parents=True)
+        for number in range(pictures):
+            (folder / "images" / f"{number}.png").write_bytes(noise_png)
+        (folder / "prompts.txt").write_text("# prompts\n\na {} on a table\nclose up {}\n")
+        spec = {
+            "name": name,
+            "category": "cup",
+            "modifier_token": f"<my-{name}>",
+            "class_prompt": "photo of a cup",
+            "prompts": "prompts.txt",
+        } | fields
+        kept = {key: value for key, value in spec.items() if value is not None}
+        (folder / "concept.yaml").write_text(yaml.safe_dump(kept))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def components(openmoji: Profile) -> Components:
+    """The embedded base model, freshly loaded: a test may change it."""
+    return load_components(openmoji.model)

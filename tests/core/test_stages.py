@@ -1,0 +1,140 @@
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from customdiff_core import recipes, stages
+from customdiff_core.artifacts import Artifact
+from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
+from customdiff_core.errors import RetrievalError
+from customdiff_core.profiles import get
+from customdiff_core.recipes import Recipe
+from customdiff_core.settings import REPOSITORY
+
+INDEX = Artifact(kind="index", key="i", sha256="index-digest", rows=1)
+PRIOR = Artifact(kind="regularization", key="r", sha256="prior-digest", rows=1)
+TRAINING = Artifact(kind="training_set", key="t", sha256="training-digest", rows=1)
+DELTA = Artifact(kind="delta", key="d", sha256="delta-digest", rows=1)
+
+
+def test_asking_for_a_recipe_imports_no_tensor_library():
+    program = "import sys, customdiff_core.stages; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "customdiff_core.recipes" in loaded
+    assert not loaded & {"torch", "diffusers", "transformers", "open_clip", "faiss", "pandas", "prefect"}
+
+
+def test_every_fingerprint_is_of_a_module_that_exists():
+    tree = ast.parse(inspect.getsource(stages))
+    calls = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fingerprint"
+    ]
+    modules = [call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)]
+    assert len(modules) == len(calls) >= 8
+    for module in modules:
+        assert (recipes.PACKAGE.parent / Path(*str(module).split("."))).with_suffix(".py").is_file(), module
+
+
+def test_no_recipe_takes_what_a_machine_decides():
+    for name, function in inspect.getmembers(stages, inspect.isfunction):
+        if function.__module__ == stages.__name__ and not name.startswith("_"):
+            kinds = {parameter.annotation for parameter in inspect.signature(function).parameters.values()}
+            assert Runtime not in kinds, name
+
+
+def finetune(cat, openmoji, training: Artifact = TRAINING, **update) -> Recipe:
+    return stages.finetune(cat, training, openmoji, openmoji.finetune.model_copy(update=update))
+
+
+def test_a_fine_tuning_depends_on_its_inputs_and_settings(cat, openmoji):
+    recipe = finetune(cat, openmoji)
+    assert recipe.inputs["training_set"] == "training-digest"
+    assert recipe.inputs["concept"] == cat.digest
+    assert finetune(cat, openmoji).key == recipe.key
+    assert finetune(cat, openmoji, seed=1).key != recipe.key
+    assert finetune(cat, openmoji, training=TRAINING.model_copy(update={"sha256": "x"})).key != recipe.key
+    other = cat.model_copy(update={"modifier_token": "<other>"})
+    assert finetune(other, openmoji).key != recipe.key
+    # The store's name of an input is not what it is.
+    assert finetune(cat, openmoji, training=TRAINING.model_copy(update={"key": "x"})).key == recipe.key
+
+
+def test_more_steps_go_on_under_the_same_base_key(cat, openmoji):
+    short, long = finetune(cat, openmoji, steps=10), finetune(cat, openmoji, steps=20)
+    assert short.key != long.key
+    assert short.base_key == long.base_key
+    assert finetune(cat, openmoji, steps=10, seed=1).base_key != short.base_key
+
+
+def test_changed_code_is_another_recipe(cat, openmoji, monkeypatch: pytest.MonkeyPatch):
+    before = finetune(cat, openmoji)
+    monkeypatch.setattr(stages, "fingerprint", lambda module: f"other {module}")
+    assert finetune(cat, openmoji).key != before.key
+    assert finetune(cat, openmoji).base_key != before.base_key
+
+
+def test_another_library_is_another_recipe(cat, openmoji, monkeypatch: pytest.MonkeyPatch):
+    before = finetune(cat, openmoji)
+    assert set(before.versions) == {"torch", "diffusers", "transformers", "numpy"}
+    monkeypatch.setattr(recipes, "version", lambda package: "0.0.1")
+    assert finetune(cat, openmoji).key != before.key
+
+
+def test_retrieval_depends_on_the_class_prompt_and_not_on_the_pictures(cat, openmoji):
+    def key(concept) -> str:
+        return stages.retrieve(concept, INDEX, openmoji, openmoji.retrieve).key
+
+    assert key(cat.model_copy(update={"images": cat.images[:2], "modifier_token": "<x>"})) == key(cat)
+    assert key(cat.model_copy(update={"class_prompt": "a cat"})) != key(cat)
+
+
+def test_augmentation_depends_on_pictures_and_regularization(cat, openmoji):
+    def key(concept=cat, prior=PRIOR) -> str:
+        return stages.augment(concept, prior, openmoji, openmoji.augment).key
+
+    assert key(cat.model_copy(update={"images": cat.images[:2]})) != key()
+    assert key(prior=PRIOR.model_copy(update={"sha256": "x"})) != key()
+    assert key(cat.model_copy(update={"prompts": ("a {}",)})) == key()
+
+
+def test_an_evaluation_prompt_changes_the_evaluation_alone(cat, openmoji):
+    other = cat.model_copy(update={"prompts": ("a {}",)})
+    config = EvaluateConfig()
+    assert stages.evaluate(other, DELTA, openmoji, config).key != stages.evaluate(cat, DELTA, openmoji, config).key
+    assert finetune(other, openmoji).key == finetune(cat, openmoji).key
+    assert stages.validation(other, openmoji, 10).key == stages.validation(cat, openmoji, 10).key
+
+
+def test_samples_know_whether_the_model_was_customized(openmoji):
+    base, customized = (stages.generate(("a cat",), (0,), delta, openmoji, SampleConfig()) for delta in (None, DELTA))
+    assert (base.labels["subject"], customized.labels["subject"]) == ("base", "customized")
+    assert base.key != customized.key
+
+
+def test_a_profile_without_an_index_says_what_to_give(cat, store):
+    with pytest.raises(RetrievalError) as error:
+        stages.retrieve(cat, None, get("sd14", validation=Path("/v")), get("sd14").retrieve, store)
+    assert str(error.value) == (
+        "profile sd14: found no retrieval index, need a clip-retrieval folder of captioned images made with "
+        "ViT-B-32/laion400m_e32; give its path as model.index"
+    )
+
+
+def test_an_index_folder_that_is_not_there(cat, openmoji, store, tmp_path: Path):
+    profile = get("openmoji", index=tmp_path / "none")
+    with pytest.raises(
+        RetrievalError, match=r"index: found no folder .*/none, need a clip-retrieval folder; correct model.index"
+    ):
+        stages.retrieve(cat, None, profile, openmoji.retrieve, store)
+
+
+def test_a_changed_index_folder_is_another_input(cat, openmoji, store, tmp_path: Path):
+    (tmp_path / "text.index").write_bytes(b"one")
+    profile = get("openmoji", index=tmp_path)
+    before = stages.retrieve(cat, None, profile, openmoji.retrieve, store).key
+    (tmp_path / "text.index").write_bytes(b"other")
+    assert stages.retrieve(cat, None, profile, openmoji.retrieve, store).key != before

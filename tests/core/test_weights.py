@@ -1,0 +1,179 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from customdiff_core import profiles
+from customdiff_core.errors import WeightsError
+from customdiff_core.profiles import EncoderSource, ModelSource, Profile
+from customdiff_core.weights import encoder_digest, model_digest, model_folder, require
+
+
+@pytest.fixture
+def copied(openmoji: Profile, tmp_path: Path) -> ModelSource:
+    """The embedded model's folder, to be damaged; its large files are links."""
+    assert openmoji.model.path is not None
+    shutil.copytree(openmoji.model.path, tmp_path / "model", copy_function=_link)
+    return ModelSource(path=tmp_path / "model")
+
+
+def _link(source: str, target: str) -> None:
+    if source.endswith(".safetensors"):
+        Path(target).symlink_to(source)
+    else:
+        shutil.copy(source, target)
+
+
+def test_a_whole_folder_is_taken(copied: ModelSource):
+    assert model_folder(copied) == copied.path
+
+
+def test_a_missing_folder(tmp_path: Path):
+    with pytest.raises(WeightsError) as error:
+        model_folder(ModelSource(path=tmp_path / "none"))
+    assert str(error.value) == (
+        f"model weights: found no folder {tmp_path}/none, need a diffusers pipeline folder; correct the path"
+    )
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"])
+def test_a_missing_file_is_named(copied: ModelSource, name: str):
+    assert copied.path is not None
+    (copied.path / name).unlink()
+    with pytest.raises(WeightsError) as error:
+        model_folder(copied)
+    assert str(error.value) == f"{copied.path}: found no {name}, need a whole diffusers pipeline folder; copy it again"
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_a_component_without_config(copied: ModelSource, component: str):
+    assert copied.path is not None
+    (copied.path / component / "config.json").unlink()
+    with pytest.raises(
+        WeightsError, match=f"/{component}: found no config.json, need a whole diffusers pipeline folder"
+    ):
+        model_folder(copied)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_a_component_without_weights(copied: ModelSource, component: str):
+    assert copied.path is not None
+    for path in (copied.path / component).glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(
+        WeightsError, match=f"/{component}: found no weights, need a .safetensors file; copy the model again"
+    ):
+        model_folder(copied)
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "model.ckpt", "weights.pt"])
+def test_pickled_weights_are_never_opened(copied: ModelSource, name: str):
+    assert copied.path is not None
+    for path in (copied.path / "unet").glob("*.safetensors"):
+        path.unlink()
+    (copied.path / "unet" / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(WeightsError) as error:
+        model_folder(copied)
+    assert str(error.value) == (
+        f"{copied.path}/unet: found pickled weights {name} (a pickle can run any program), need .safetensors; "
+        "convert it on a machine that may be lost, or take the model's safetensors files"
+    )
+
+
+def test_a_model_is_known_by_its_content_and_not_by_its_place(openmoji: Profile, copied: ModelSource):
+    assert copied.path is not None
+    assert model_digest(copied) == model_digest(openmoji.model)
+    config = copied.path / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("epsilon", "v_prediction"))
+    assert model_digest(copied) != model_digest(openmoji.model)
+
+
+def test_changed_weights_are_another_model(openmoji: Profile, copied: ModelSource):
+    assert copied.path is not None
+    weights = copied.path / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(data)
+    assert model_digest(copied) != model_digest(openmoji.model)
+
+
+def test_an_encoder_is_known_by_its_files_or_its_tag(openmoji: Profile, tmp_path: Path):
+    assert openmoji.judge.path is not None
+    source = openmoji.judge.path
+    for folder in (source, source.parent / "openmoji-sd" / "tokenizer"):
+        target = tmp_path / folder.relative_to(source.parent)
+        shutil.copytree(folder, target, copy_function=_link)
+    copy = EncoderSource(model="openmoji-clip", path=tmp_path / source.name)
+    assert encoder_digest(copy) == encoder_digest(openmoji.judge)
+    vocabulary = tmp_path / "openmoji-sd" / "tokenizer" / "vocab.json"
+    vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text()) | {"new</w>": 9999}))
+    assert encoder_digest(copy) != encoder_digest(openmoji.judge)
+    one, other = (EncoderSource(model="ViT-B-32", tag=tag) for tag in ("openai", "laion400m_e32"))
+    assert encoder_digest(one) != encoder_digest(other)
+
+
+@pytest.mark.parametrize("name", ["openmoji-clip.json", "open_clip_model.safetensors"])
+def test_an_encoder_with_a_missing_file(tmp_path: Path, name: str):
+    for other in {"openmoji-clip.json", "open_clip_model.safetensors"} - {name}:
+        (tmp_path / other).write_text("{}")
+    with pytest.raises(WeightsError) as error:
+        encoder_digest(EncoderSource(model="openmoji-clip", path=tmp_path))
+    assert str(error.value) == f"{tmp_path}: found no {name}, need an open_clip model folder; copy it again"
+
+
+def test_the_embedded_profile_needs_nothing(openmoji: Profile):
+    require(openmoji)
+
+
+@pytest.fixture
+def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("CUSTOMDIFF_ALLOW_DOWNLOAD", raising=False)
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_weights_that_are_not_here_are_said_in_one_message():
+    with pytest.raises(WeightsError) as error:
+        require(profiles.get("sd14"))
+    said = str(error.value)
+    assert said.startswith(
+        "profile sd14 cannot run on this machine. model weights: found no CompVis/stable-diffusion-v1-4 (revision "
+        "133a221b8aa7292a167afc5127cb63fb5005638b) on this machine, need about 4 GB of safetensors, a CUDA GPU with about "
+        "16 GB (or 32 GB of RAM on a CPU), and about 10 minutes of training on one A100, a day on a CPU; "
+        "give a local diffusers folder as `model.weights`, or set CUSTOMDIFF_ALLOW_DOWNLOAD=true"
+    )
+    assert "retrieval index: found none, need a clip-retrieval folder" in said
+    assert "validation images: found none, need a Parquet of 500 held-out images" in said
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_only_what_is_missing_is_said(openmoji: Profile):
+    with pytest.raises(WeightsError) as error:
+        require(profiles.get("sd14", model=openmoji.model.path, index=Path("/i")))
+    assert "model weights" not in str(error.value)
+    assert "retrieval index" not in str(error.value)
+    assert "validation images: found none" in str(error.value)
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_nothing_is_downloaded_unless_it_was_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    import huggingface_hub
+
+    asked: list[bool] = []
+
+    def snapshot_download(*args: object, local_files_only: bool, revision: str, **kwargs: object) -> str:
+        del args, kwargs
+        asked.append(local_files_only)
+        assert len(revision) == 40
+        return str(tmp_path / "nothing")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    for allowed in ("false", "true"):
+        monkeypatch.setenv("CUSTOMDIFF_ALLOW_DOWNLOAD", allowed)
+        with pytest.raises(WeightsError, match="found no folder"):
+            model_folder(profiles.get("sd14").model)
+    assert asked == [True, False]

@@ -1,0 +1,366 @@
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from customdiff_core.errors import ServiceError
+from customdiff_core.settings import REPOSITORY
+from deployments import doctor, local, stack
+from deployments.files import make_server
+from deployments.processes import Record, Service, flow_runs, require_free, stop
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    one = Service("sleeper", SLEEP, tmp_path)
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def bystander() -> Iterator[psutil.Process]:
+    """A process that is none of the stack's business."""
+    with subprocess.Popen(SLEEP) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[int]:
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# --- processes ---
+
+
+def test_a_service_runs_apart_from_its_starter_and_is_found_again(service: Service) -> None:
+    service.start()
+
+    process = Service(service.name, service.command, service.home).process()
+    assert process is not None
+    assert os.getsid(process.pid) == process.pid
+    assert service.is_current()
+    assert service.stop()
+    assert not process.is_running()
+    assert not service.pid_file.exists()
+
+
+def test_stopping_a_service_stops_what_it_started_in_other_sessions(tmp_path: Path) -> None:
+    code = f"import subprocess, time; subprocess.Popen({SLEEP!r}, start_new_session=True); time.sleep(60)"
+    service = Service("parent", (sys.executable, "-c", code), tmp_path)
+    service.start()
+    process = service.process()
+    assert process is not None
+    children = _until(process.children)
+
+    service.stop()
+
+    assert not any(child.is_running() for child in children)
+
+
+def test_a_service_that_ignores_its_end_is_ended(tmp_path: Path) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('deaf', 'w'); time.sleep(60)"
+    with subprocess.Popen((sys.executable, "-c", code), cwd=tmp_path) as process:
+        _until((tmp_path / "deaf").exists)
+        stop([psutil.Process(process.pid)], seconds=0.2)
+        assert not psutil.pid_exists(process.pid)
+
+
+def test_a_recycled_number_is_not_ours_and_is_not_stopped(service: Service, bystander: psutil.Process) -> None:
+    service.pid_file.parent.mkdir(parents=True)
+    record = Record(pid=bystander.pid, started=bystander.create_time() - 3600, settings=service.settings)
+    service.pid_file.write_text(record.model_dump_json())
+
+    assert service.process() is None
+    assert not service.stop()
+    assert bystander.is_running()
+    assert not service.pid_file.exists()
+
+
+@pytest.mark.parametrize("content", ["", "123", '{"pid": 2147483646, "started": 1.0, "settings": ""}'])
+def test_a_pid_file_that_says_nothing_stops_nothing(service: Service, content: str) -> None:
+    service.pid_file.parent.mkdir(parents=True)
+    service.pid_file.write_text(content)
+    assert service.process() is None
+    assert not service.stop()
+
+
+def test_a_changed_environment_or_command_asks_for_a_new_process(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    assert service.is_current()
+    assert not Service(service.name, (*SLEEP, "more"), service.home).is_current()
+    monkeypatch.setenv("CUSTOMDIFF_STORE", "/elsewhere")
+    assert not service.is_current()
+
+
+def test_a_service_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
+    service = Service("server", (sys.executable, "-c", "raise SystemExit('no such database')"), tmp_path)
+    service.start()
+    with pytest.raises(
+        ServiceError, match=r"server: found it ended at once \(no such database\), need it running; read"
+    ):
+        service.wait(lambda: False, 10)
+
+
+def test_a_service_that_never_answers_is_told_with_its_log(service: Service) -> None:
+    service.start()
+    with pytest.raises(ServiceError, match=r"sleeper: found no answer within 0 s, need it ready; read .*sleeper\.log"):
+        service.wait(lambda: False, 0.1)
+
+
+def test_flow_runs_are_those_of_this_stack_only(tmp_path: Path) -> None:
+    environment = os.environ | {"PREFECT__FLOW_RUN_ID": "one", "PREFECT_HOME": str(tmp_path)}
+    with subprocess.Popen(SLEEP, env=environment) as process:
+        found = _until(lambda: list(flow_runs(tmp_path)))
+        assert found == [("one", psutil.Process(process.pid))]
+        assert list(flow_runs(tmp_path / "other")) == []
+        process.kill()
+
+
+# --- ports and settings ---
+
+
+def test_a_taken_port_is_told_with_its_holder_and_another_way() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    with serving(server) as port, pytest.raises(ServiceError) as caught:
+        require_free(f"http://127.0.0.1:{port}", need="the server", remedy="set PREFECT_SERVER_API_PORT")
+    text = str(caught.value)
+    assert text.startswith(f"port {port}: found ")
+    assert f"(pid {os.getpid()}: " in text
+    assert text.endswith(
+        "need it free for the server; stop that process, or choose another port: set PREFECT_SERVER_API_PORT"
+    )
+
+
+def test_a_free_port_is_fine(free_port: int) -> None:
+    require_free(f"http://127.0.0.1:{free_port}", need="the server", remedy="")
+
+
+def test_up_stops_at_a_port_that_another_program_holds(tmp_path: Path) -> None:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)) as port:
+        done = _cli("up", tmp_path, port)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"port {port}: found ")
+        assert "set PREFECT_SERVER_API_PORT and PREFECT_API_URL" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "run" / "server.json").exists()
+
+
+def test_a_server_port_and_an_address_that_disagree_are_told(tmp_path: Path, free_port: int) -> None:
+    done = _cli("up", tmp_path, free_port, PREFECT_API_URL="http://127.0.0.1:1/api")
+    assert done.returncode == 1
+    assert f"found http://127.0.0.1:1/api, need http://127.0.0.1:{free_port}/api" in done.stderr
+
+
+def test_a_run_without_a_server_says_what_to_do(tmp_path: Path, free_port: int) -> None:
+    done = _cli("run", tmp_path, free_port)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"server: found no answer at http://127.0.0.1:{free_port}/api, need it running; run `make up`"
+    )
+
+
+def test_a_run_without_a_worker_says_what_to_do(
+    tmp_path: Path, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "_answers", lambda url, status: True)
+    monkeypatch.setattr(stack.Stack, "online_workers", lambda self, client: [])
+    idle = Service("any", SLEEP, tmp_path)
+    one = stack.Stack(tmp_path, f"http://127.0.0.1:{free_port}", "http://127.0.0.1:1", idle, idle, idle)
+    with pytest.raises(ServiceError, match="worker: found none online for pool local-process, need one; run `make up`"):
+        one.require_worker()
+
+
+@pytest.mark.parametrize("limit", ["0", "many"])
+def test_a_worker_limit_that_is_no_number_is_told(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOMDIFF_WORKER_LIMIT", limit)
+    with pytest.raises(ServiceError, match=f"CUSTOMDIFF_WORKER_LIMIT: found '{limit}', need 1 or more"):
+        stack.worker_limit()
+
+
+# --- the file server ---
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[int]:
+    """A served store with one report, and things that must stay inside."""
+    store = tmp_path / "store"
+    report = store / "report" / "abc"
+    report.mkdir(parents=True)
+    (report / "report.html").write_text("<p>teal cät</p>", encoding="utf-8")
+    (report / "rows.parquet").write_bytes(b"PAR1")
+    (store / ".secret").write_text("secret")
+    (store / "report" / ".abc.lock").write_text("secret")
+    (store / "report" / "abc.lock").write_text("secret")
+    (tmp_path / "outside").write_text("secret")
+    (store / "link").symlink_to(tmp_path / "outside")
+    with serving(make_server(store, 0)) as port:
+        yield port
+
+
+def test_a_report_is_served_as_a_page_that_loads_nothing_from_elsewhere(files: int) -> None:
+    answer, body = _ask(files, "/report/abc/report.html")
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert body.decode() == "<p>teal cät</p>"
+
+
+def test_other_files_are_served_as_bytes(files: int) -> None:
+    answer, body = _ask(files, "/report/abc/rows.parquet")
+    assert (answer.headers["Content-Type"], body) == ("application/octet-stream", b"PAR1")
+
+
+def test_head_sends_the_size_alone(files: int) -> None:
+    answer, body = _ask(files, "/report/abc/report.html", method="HEAD")
+    assert (answer.status, answer.headers["Content-Length"], body) == (200, "16", b"")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/report",
+        "/report/abc/",
+        "/.secret",
+        "/report/.abc.lock",
+        "/report/abc.lock",
+        "/../outside",
+        "/report/../../outside",
+        "/%2e%2e/outside",
+        "/report/%2e%2e%2f%2e%2e%2foutside",
+        "//outside",
+        "/link",
+        "/report/abc/none.html",
+        "/report/abc/report.html%00",
+    ],
+)
+def test_listings_hidden_files_and_the_outside_are_not_found(files: int, path: str) -> None:
+    answer, body = _ask(files, path)
+    assert answer.status == 404
+    assert b"secret" not in body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_written(files: int, method: str) -> None:
+    answer, _ = _ask(files, "/report/abc/report.html", method=method)
+    assert answer.status == 501
+
+
+def test_a_page_under_another_name_may_not_read(files: int) -> None:
+    answer, _ = _ask(files, "/report/abc/report.html", host=f"evil.example:{files}")
+    assert answer.status == 403
+
+
+# --- doctor ---
+
+
+def test_doctor_reports_missing_weights_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUSTOMDIFF_DATA", str(tmp_path))
+    check = doctor.model()
+    assert check.level == "error"
+    assert f"found no folder {tmp_path / 'models' / 'openmoji' / 'openmoji-sd'}" in check.found
+    assert "check" in check.remedy
+
+
+def test_doctor_reports_versions_that_are_not_the_locked_ones(tmp_path: Path) -> None:
+    lock = tmp_path / "requirements.lock"
+    lock.write_text(
+        f"# a comment\npsutil==0.1\npytest=={metadata.version('pytest')}\nno-such-package==1.0\n"
+        "pywin32==1 ; sys_platform == 'win32'\n"
+    )
+    check = doctor.lock(lock)
+    assert check.level == "error"
+    assert check.found == f"psutil {metadata.version('psutil')}, no no-such-package"
+
+
+def test_the_lock_leaves_the_backport_out_and_names_no_index() -> None:
+    text = (REPOSITORY / "requirements.lock").read_text()
+    assert "\ndataclasses==" not in text
+    assert "://" not in text
+
+
+def test_doctor_reports_an_installed_backport(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: "0.6")
+    assert doctor.backport().level == "error"
+
+
+def test_doctor_ends_with_1_when_something_essential_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [
+        doctor.Check("disk", "warning", "1 GB [free]", "free some"),
+        doctor.Check("torch", "error", "none", "install"),
+    ]
+    monkeypatch.setattr(doctor, "examine", lambda: checks)
+    result = CliRunner().invoke(local.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "1 GB [free]" in result.output
+    monkeypatch.setattr(doctor, "examine", lambda: checks[:1])
+    assert CliRunner().invoke(local.app, ["doctor"]).exit_code == 0
+
+
+# --- helpers ---
+
+
+def _cli(command: str, home: Path, port: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+    }
+    return subprocess.run(
+        (sys.executable, "-m", "deployments.local", command),
+        cwd=REPOSITORY,
+        env=os.environ | settings | environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def _ask(
+    port: int, path: str, *, method: str = "GET", host: str | None = None
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, headers={"Host": host} if host else {})
+        answer = connection.getresponse()
+        return answer, answer.read()
+    finally:
+        connection.close()
+
+
+def _until(probe, seconds: float = 10):
+    deadline = time.monotonic() + seconds
+    while not (found := probe()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found

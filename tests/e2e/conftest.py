@@ -1,0 +1,144 @@
+"""The real thing for e2e tests: a server, a pool, a worker and deployments of their own, beside whatever runs here."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from customdiff_core.artifacts import Store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FINISHED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+SMALL = {
+    "train": {"steps": 40},
+    "evaluate": {
+        "prompts": ["a crying {}", "a {} on a red background", "a {} and a rocket"],
+        "seeds": 2,
+        "kid_images": 40,
+    },
+}
+
+
+@dataclass
+class Stack:
+    """A local stack on free ports, its state in a temporary folder."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        port, files_port = _free_ports(2)
+        self.files_url = f"http://127.0.0.1:{files_port}"
+        self.ui_url = f"http://127.0.0.1:{port}"
+        self.environment = os.environ | {
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_SERVER_API_PORT": str(port),
+            "PREFECT_API_URL": f"{self.ui_url}/api",
+            "CUSTOMDIFF_STORE": str(self.folder / "store"),
+            "CUSTOMDIFF_FILES_URL": self.files_url,
+            "CUSTOMDIFF_WORKER_LIMIT": "2",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.api = httpx.Client(base_url=f"{self.ui_url}/api/", timeout=30)
+
+    @property
+    def store(self) -> Store:
+        """The store that the stack's runs share."""
+        return Store(self.folder / "store")
+
+    def local(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `python -m deployments.local ...`, as the Makefile does."""
+        return self.command(sys.executable, "-m", "deployments.local", *arguments)
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the repository against this stack."""
+        return subprocess.run(
+            arguments, cwd=REPOSITORY, env=self.environment, text=True, capture_output=True, check=False, timeout=600
+        )
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Create a run of "flow/deployment"; return its id."""
+        found = self.post(f"deployments/name/{deployment}", method="GET")
+        return self.post(f"deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
+
+    def run(self, deployment: str, **parameters: Any) -> dict[str, Any]:
+        """Create a run, wait for its end, and expect it to be completed."""
+        finished = self.wait(self.start(deployment, **parameters))
+        assert finished["state_type"] == "COMPLETED", finished["state"]["message"]
+        return finished
+
+    def wait(self, run: str, states: set[str] = FINISHED, seconds: float = 280) -> dict[str, Any]:
+        """Wait until a flow run is in one of the states."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = self.post(f"flow_runs/{run}", method="GET")
+            if found["state_type"] in states:
+                return found
+            time.sleep(0.5)
+        pytest.fail(f"flow run {run} was not {states} after {seconds} s")
+
+    def task_states(self, run: str) -> dict[str, str]:
+        """The states' names by task, such as {"retrieve": "Cached"}."""
+        tasks = self.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        return {task["name"].rsplit("-", 1)[0]: task["state_name"] for task in tasks}
+
+    def artifacts(self, run: str) -> dict[str, str]:
+        """The UI artifacts of a run: their text by key."""
+        wanted = {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100}
+        return {one["key"]: str(one["data"]) for one in self.post("artifacts/filter", wanted)}
+
+    def post(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+        """Ask the server's API."""
+        answer = self.api.request(method, path, json=body)
+        answer.raise_for_status()
+        return answer.json()
+
+    def engines(self, run: str) -> list[psutil.Process]:
+        """The processes that execute a flow run."""
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            try:
+                if run in process.environ().get("PREFECT__FLOW_RUN_ID", "") and process.pid != os.getpid():
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A running stack; stopped at the end, and its processes with it."""
+    one = Stack(tmp_path_factory.mktemp("stack"))
+    started = one.local("up")
+    try:
+        assert started.returncode == 0, started.stdout + started.stderr
+        yield one
+    finally:
+        one.api.close()
+        stopped = one.local("down")
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+
+@pytest.fixture(scope="session")
+def first_run(stack: Stack) -> dict[str, Any]:
+    """One small `customize/cat` on a cold store."""
+    return stack.run("customize/cat", **SMALL)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

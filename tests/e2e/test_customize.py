@@ -1,0 +1,214 @@
+"""`prefect deployment run customize/cat`, really: server, worker, index, training, evaluation, report."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from customdiff_core import concepts, profiles, tables
+from customdiff_core.config import Runtime
+from customdiff_core.finetuning.finetune import finetune
+
+from .conftest import SMALL, Stack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+STAGES = {"build-index", "retrieve", "augment", "finetune", "evaluate", "report"}
+
+
+def test_a_cold_run_makes_every_stage_and_shows_each(stack: Stack, first_run: dict[str, Any]) -> None:
+    states = stack.task_states(first_run["id"])
+    shown = stack.artifacts(first_run["id"])
+
+    assert states == dict.fromkeys(STAGES, "Completed")
+    for stage in ("retrieve", "augment", "finetune", "evaluate"):
+        assert "data:image/" in shown[f"cat-{stage}"]
+        assert "Made by this run" in shown[f"cat-{stage}"]
+    report = stack.store.newest("report", concept="cat")
+    url = f"{stack.files_url}/report/{report.key}/report.html"
+    assert url in shown["cat-report"]
+    assert "teal cat" in httpx.get(url).text
+    regularization = tables.read(stack.store, stack.store.newest("regularization", concept="cat"), "regularization")
+    assert len(regularization) == 200
+    assert regularization["caption"].str.contains("cat").mean() > 0.9
+
+
+def test_the_readmes_command_finds_everything_cached_and_says_so(stack: Stack, first_run: dict[str, Any]) -> None:
+    import json
+
+    parameters = [f"--param={name}={json.dumps(value)}" for name, value in SMALL.items()]
+    ran = stack.command(
+        "prefect", "deployment", "run", "customize/cat", *parameters, "--watch", "--watch-timeout", "300"
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+    newest = stack.post("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    assert newest["id"] != first_run["id"]
+    assert stack.task_states(newest["id"]) == dict.fromkeys(STAGES, "Cached")
+    shown = stack.artifacts(newest["id"])
+    for stage in ("retrieve", "augment", "finetune", "evaluate", "report"):
+        assert "From the cache" in shown[f"cat-{stage}"]
+        assert first_run["name"] in shown[f"cat-{stage}"]
+
+
+def test_a_changed_prompt_reruns_evaluate_and_report_only(stack: Stack, first_run: dict[str, Any]) -> None:
+    evaluate = SMALL["evaluate"] | {"prompts": ["a kissing {}"]}
+    states = stack.task_states(stack.run("customize/cat", **(SMALL | {"evaluate": evaluate}))["id"])
+    assert {name for name, state in states.items() if state == "Completed"} == {"evaluate", "report"}
+    assert {name for name, state in states.items() if state == "Cached"} == STAGES - {"evaluate", "report"}
+
+
+def test_a_changed_learning_rate_keeps_retrieve_and_augment(stack: Stack, first_run: dict[str, Any]) -> None:
+    train = SMALL["train"] | {"steps": 4, "learning_rate": 3e-4}
+    states = stack.task_states(stack.run("customize/cat", **(SMALL | {"train": train}))["id"])
+    assert states == dict.fromkeys(STAGES, "Completed") | dict.fromkeys(
+        ("build-index", "retrieve", "augment"), "Cached"
+    )
+
+
+def test_damaged_artifacts_are_noticed_and_made_again(stack: Stack, first_run: dict[str, Any]) -> None:
+    store = stack.store
+    metrics = next(one for one in store.manifests("metrics") if first_run["id"] in one.producer).artifact
+    chain = store.lineage(metrics)
+    before = {kind: artifact.sha256 for kind, artifact in chain.items()}
+    (store.path(chain["regularization"]) / "regularization.parquet").unlink()
+    _truncate(store.path(chain["training_set"]) / "latents.safetensors")
+    _flip_a_bit(store.path(chain["delta"]) / "delta.safetensors")
+
+    states = stack.task_states(stack.run("customize/cat", **SMALL)["id"])
+
+    assert {name for name, state in states.items() if state == "Completed"} == {"retrieve", "augment", "finetune"}
+    assert {kind: artifact.sha256 for kind, artifact in store.lineage(metrics).items()} == before
+    assert len(list((store.root / "damaged").iterdir())) == 3
+
+
+def test_a_killed_training_goes_on_and_ends_at_the_same_weights(stack: Stack, first_run: dict[str, Any]) -> None:
+    train = {"steps": 260, "seed": 7}
+    run = stack.start("customize/cat", **(SMALL | {"train": train}))
+    checkpoints = stack.folder / "store" / "checkpoints"
+    _until(
+        lambda: any(
+            "step-00000" in p.name and p.name > "step-0000099" for p in _fresh(checkpoints, "step-*", run, stack)
+        )
+    )
+    for process in stack.engines(run):
+        process.kill()
+    assert stack.wait(run, {"CRASHED"})["state_type"] == "CRASHED"
+
+    retried = stack.command("prefect", "flow-run", "retry", run)
+    assert retried.returncode == 0, retried.stdout + retried.stderr
+    stack.wait(run, {"RUNNING", "COMPLETED"})
+    finished = stack.wait(run)
+
+    assert finished["state_type"] == "COMPLETED", finished["state"]["message"]
+    logs = stack.post("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200})
+    assert any("going on from the checkpoint of step" in line["message"] for line in logs)
+    _assert_equal_to_unbroken(stack, run)
+
+
+def test_overlapping_runs_make_each_stage_once(stack: Stack, first_run: dict[str, Any]) -> None:
+    runs = [stack.start("customize/dog", **SMALL) for _ in range(2)]
+    finished = [stack.wait(run) for run in runs]
+
+    assert [run["state_type"] for run in finished] == ["COMPLETED", "COMPLETED"]
+    (start_a, end_a), (start_b, end_b) = (_interval(run) for run in finished)
+    assert start_a < end_b
+    assert start_b < end_a
+    for kind in ("regularization", "training_set", "delta", "metrics", "report"):
+        made = [one for one in stack.store.manifests(kind) if one.recipe.labels.get("concept") == "dog"]
+        assert len(made) == 1, kind
+    assert {stack.task_states(run)["build-index"] for run in runs} == {"Cached"}
+
+
+def test_one_draws_ones_own_prompts(stack: Stack, first_run: dict[str, Any]) -> None:
+    run = stack.run("generate/prompts", concept="cat", prompts=["a {} on a yellow background"], images=3)
+    samples = [one for one in stack.store.manifests("samples") if run["id"] in one.producer]
+    assert [one.artifact.rows for one in samples] == [3]
+    assert any("data:image/" in text for text in stack.artifacts(run["id"]).values())
+
+
+def test_a_stage_alone_takes_the_newest_input(stack: Stack, first_run: dict[str, Any]) -> None:
+    for deployment in ("retrieve/stage", "augment/stage", "report/stage"):
+        run = stack.run(deployment, concept="cat")
+        assert deployment.split("/")[0] in stack.task_states(run["id"])
+
+
+def test_bad_parameters_are_refused_by_the_run_form(stack: Stack) -> None:
+    for parameters, words in (
+        ({"concept": "catt"}, "'catt' is not one of ['cat'"),
+        ({"train": {"stpes": 10}}, "stpes"),
+        ({"train": {"steps": 0}}, "steps"),
+        ({"model": {"profile": "sd15"}}, "'sd15' is not one of"),
+    ):
+        with pytest.raises(httpx.HTTPStatusError) as caught:
+            stack.start("customize/cat", **parameters)
+        assert words in caught.value.response.text
+
+
+def test_a_profile_without_weights_fails_with_one_message(stack: Stack) -> None:
+    finished = stack.wait(stack.start("customize/cat", model={"profile": "sd14"}))
+    assert finished["state_type"] == "FAILED"
+    for words in (
+        "CompVis/stable-diffusion-v1-4",
+        "about 4 GB",
+        "16 GB",
+        "10 minutes",
+        "model.index",
+        "model.validation",
+    ):
+        assert words in finished["state"]["message"]
+
+
+def test_every_concept_has_a_deployment(stack: Stack) -> None:
+    found = stack.post("deployments/filter", {"limit": 100})
+    assert {"cat", "dog", "teddybear", "house"} <= {one["name"] for one in found}
+    assert set(concepts.names()) <= {one["name"] for one in found}
+    assert all(one["description"] and one["tags"] for one in found)
+
+
+def _assert_equal_to_unbroken(stack: Stack, run: str) -> None:
+    """Train the same recipe in this process, in one go and without its checkpoints, and compare the weights' bits."""
+    made = [one for one in stack.store.manifests("delta") if run in one.producer]
+    assert len(made) == 1
+    broken = made[0].artifact
+    kept = stack.store.path(broken).rename(stack.folder / "broken")
+    (stack.folder / "store" / "checkpoints" / "delta" / made[0].recipe.base_key).rename(stack.folder / "checkpoints")
+    profile = profiles.get("openmoji")
+    config = profile.finetune.model_copy(update={"steps": 260, "seed": 7})
+    training_set = stack.store.newest("training_set", concept="cat")
+    unbroken = finetune(concepts.load("cat"), training_set, profile, config, store=stack.store, runtime=Runtime())
+    assert unbroken.key == broken.key
+    assert _bytes(stack.store.path(unbroken)) == _bytes(kept)
+
+
+def _fresh(folder: Path, pattern: str, run: str, stack: Stack) -> list[Path]:
+    """Checkpoints of a training that has no artifact yet."""
+    done = {one.recipe.base_key for one in stack.store.manifests("delta")}
+    return [path for path in folder.glob(f"delta/*/{pattern}") if path.parent.name not in done]
+
+
+def _bytes(folder: Path) -> bytes:
+    return (folder / "delta.safetensors").read_bytes()
+
+
+def _interval(run: dict[str, Any]) -> tuple[datetime, datetime]:
+    return datetime.fromisoformat(run["start_time"]), datetime.fromisoformat(run["end_time"])
+
+
+def _until(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the moment did not come"
+        time.sleep(0.1)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)

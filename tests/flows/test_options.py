@@ -1,0 +1,53 @@
+"""The run form: empty fields take the profile's values, misspelt ones are refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from customdiff_core import concepts, profiles
+from customdiff_core.errors import WeightsError
+from customdiff_core.settings import REPOSITORY
+from flows.options import EvaluateOptions, ModelOptions, RetrieveOptions, TrainOptions
+
+
+def test_empty_fields_take_the_profiles_values() -> None:
+    profile = profiles.get("openmoji")
+    assert TrainOptions().resolve(profile) == profile.finetune
+    assert EvaluateOptions().resolve(profile) == profile.evaluate
+    assert RetrieveOptions().resolve(profile) == profile.retrieve
+
+
+def test_stated_fields_win() -> None:
+    profile = profiles.get("openmoji")
+    assert TrainOptions(steps=7, learning_rate=1e-4).resolve(profile).steps == 7
+    assert TrainOptions(steps=7, learning_rate=1e-4).resolve(profile).learning_rate == 1e-4
+    evaluation = EvaluateOptions(seeds=3, kid_images=50).resolve(profile)
+    assert (evaluation.seeds, evaluation.kid_images, evaluation.kid_subset_size) == ((0, 1, 2), 50, 50)
+
+
+def test_a_misspelt_field_is_refused() -> None:
+    with pytest.raises(ValidationError, match="stpes"):
+        TrainOptions.model_validate({"stpes": 7})
+
+
+def test_a_profile_that_this_machine_cannot_run_says_all_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match="profile sd14 cannot run on this machine") as caught:
+        ModelOptions(profile="sd14").resolve()
+    for words in ("CompVis/stable-diffusion-v1-4", "about 4 GB", "retrieval index: found none", "validation images"):
+        assert words in str(caught.value)
+
+
+def test_every_concept_and_every_stage_has_a_described_deployment() -> None:
+    deployments = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    customize = {one["name"]: one for one in deployments if one["entrypoint"] == "flows/customize.py:customize"}
+    assert set(customize) == set(concepts.names())
+    assert all(one["parameters"] == {"concept": name} for name, one in customize.items())
+    flows = {Path(one["entrypoint"].split(":")[0]).stem for one in deployments}
+    verbs = {path.stem for path in (REPOSITORY / "flows").glob("*.py")} - {"__init__", "options", "inputs"}
+    assert flows == verbs
+    assert all(one["description"] and one["tags"] for one in deployments)
