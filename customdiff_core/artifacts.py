@@ -214,7 +214,10 @@ class Store:
 
     @contextmanager
     def _temporary(self, parent: Path, key: str) -> Generator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=parent))
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f".{key}.", suffix=".tmp", dir=parent))
+        except OSError as error:
+            raise _store_error(error, parent) from error
         try:
             yield folder
         except Exception as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from customdiff_core.errors import WeightsError
 from customdiff_core.finetuning.components import Components
@@ -34,7 +34,7 @@ def save(path: Path, delta: Delta) -> None:
     """Write a delta."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in delta.weights.items()}
     tokens = {f"{TOKEN_PREFIX}{token}.{ENCODER}": row.detach().cpu().clone() for token, row in delta.tokens.items()}
-    save_file(tensors | tokens, path, metadata={"format": FORMAT, **delta.metadata})
+    path.write_bytes(_ordered(to_bytes(tensors | tokens, metadata={"format": FORMAT, **delta.metadata})))
 
 
 def load(path: Path) -> Delta:
@@ -84,6 +84,16 @@ def apply(components: Components, delta: Delta) -> None:
         modified = add_modifier_tokens(components, list(delta.tokens), _initializers(delta))
         modified.rows.copy_(torch.stack(list(delta.tokens.values())))
     modified.requires_grad_(False)
+
+
+def _ordered(data: bytes) -> bytes:
+    """Sort the header of a safetensors file: the library writes metadata in another order each time, and the digest with it."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    padded = text.ljust(-(-len(text) // 8) * 8)
+    return len(padded).to_bytes(8, "little") + padded + data[8 + size :]
 
 
 def _initializers(delta: Delta) -> list[str]:

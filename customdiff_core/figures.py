@@ -20,7 +20,7 @@ from customdiff_core import images
 INK = "#7b828d"  # text and axes: as far from white as from near-black
 BASE = "#98a0ac"
 CUSTOMIZED = "#2a9d8f"
-BOX = "#ff2d78"  # the loss mask's outline: no drawing's own colour
+MARK = "#d1366f"
 METRICS = {
     "image_alignment_training": "Image alignment, training pictures",
     "image_alignment_held_out": "Image alignment, held-out pictures",
@@ -100,7 +100,9 @@ def masked_view(png: bytes, mask: npt.NDArray[np.floating[Any]], side: int = 96)
         (columns.max() + 1) * per_column - 1,
         (rows.max() + 1) * per_row - 1,
     )
-    ImageDraw.Draw(view).rectangle(box, outline=BOX, width=2)
+    draw = ImageDraw.Draw(view)
+    draw.rectangle(box, outline="black", width=3)  # with the white within, visible on any picture
+    draw.rectangle((box[0] + 1, box[1] + 1, box[2] - 1, box[3] - 1), outline="white", width=1)
     return view
 
 
@@ -109,8 +111,8 @@ def similarity_histogram(values: Sequence[float], threshold: float | None = None
     figure, axes = _chart(4.6, 1.9)
     axes.hist(values, bins=24, color=CUSTOMIZED, alpha=0.85, rwidth=0.92)
     if threshold is not None:
-        axes.axvline(threshold, color=BOX, linewidth=1.2)
-        axes.text(threshold, axes.get_ylim()[1], f" limit {threshold:g}", color=BOX, fontsize=8, va="top")
+        axes.axvline(threshold, color=MARK, linewidth=1.2)
+        axes.text(threshold, axes.get_ylim()[1], f" limit {threshold:g}", color=MARK, fontsize=8, va="top")
     axes.set_xlabel("similarity of caption and class prompt")
     axes.set_ylabel("images")
     return figure

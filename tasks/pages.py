@@ -32,7 +32,7 @@ def indexed(index: Artifact, here: Store) -> str:
 
     def body(side: int) -> str:
         cells = [(_thumbnail(png, side, text), "") for png, text in zip(images, some["caption"], strict=True)]
-        captions = "\n".join(f"* {_text(caption)}" for caption in some["caption"].head(COLUMNS))
+        captions = "\n".join(f"* {escape(caption)}" for caption in some["caption"].head(COLUMNS))
         return (
             f"{len(table):,} captioned images, searchable by caption. Some, evenly spread:\n\n{_grid(cells)}\n\n"
             f"The first row's captions:\n\n{captions}"
@@ -52,10 +52,10 @@ def retrieved(concept: Concept, regularization: Artifact, here: Store) -> str:
         cells = [(_thumbnail(hit["image"], side, hit["caption"]), number(hit["similarity"])) for hit in nearest]
         everything = figures.image_uri(figures.montage(table["image"].tolist(), 20, side // 2))
         return (
-            f"{len(table)} images whose captions are nearest to “{_text(concept.class_prompt)}”. The nearest {len(nearest)}, "
-            f"each with the similarity of its caption, which shows when you point at it:\n\n{_grid(cells)}\n\n"
-            f"{_image(chart, 'Histogram of similarities')}\n\n"
-            f"All of them, in order of similarity:\n\n{_image(everything, 'All regularization images')}"
+            f"{len(table)} images whose captions are nearest to “{escape(concept.class_prompt)}”. The nearest, each with "
+            f"the similarity of its caption, which shows when you point at it:\n\n{_grid(cells)}\n\n"
+            f"{image(chart, 'Histogram of similarities')}\n\n"
+            f"All of them, in order of similarity:\n\n{image(everything, 'All regularization images')}"
         )
 
     return _page("Regularization images", regularization, here, body)
@@ -69,13 +69,13 @@ def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
     def body(side: int) -> str:
         pictures = [figures.image_uri(figures.masked_view(view["image"], view["mask"], side)) for view in first]
         cells = [
-            (_image(uri, view["prompt"]), _text(view["prefix"]) or "–")
+            (image(uri, view["prompt"]), escape(view["prefix"]) or "–")
             for uri, view in zip(pictures, first, strict=True)
         ]
         return (
-            f"The first {len(first)} views of {_text(concept.title)}, as they were drawn. The prompt is "
-            f"“{_text(prompt)}”, after the words below a view. Where a small one lies on an empty canvas, only the outlined "
-            f"box counts in the loss.\n\n{_grid(cells)}"
+            f"The first {len(first)} views of {escape(concept.title)}, as they were drawn. The prompt is "
+            f"“{escape(prompt)}”, after the words below a view. Where a small one lies on an empty canvas, only the "
+            f"outlined box counts in the loss.\n\n{_grid(cells)}"
         )
 
     return _page("Augmented views", training_set, here, body)
@@ -90,7 +90,7 @@ def finetuned(concept: Concept, delta: Artifact, here: Store) -> str:
     def body(side: int) -> str:
         cells = [(_thumbnail(tile, side, f"step {step}"), f"step {step}") for step, tile in strips]
         return (
-            f"{len(history)} steps on {_text(concept.noun)}.\n\n{_image(chart, 'Losses by step')}\n\n"
+            f"The loss in {len(history)} steps on {escape(concept.noun)}:\n\n{image(chart, 'Losses by step')}\n\n"
             f"The same prompt and noise, drawn while training:\n\n{_grid(cells)}"
         )
 
@@ -114,12 +114,12 @@ def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
         pairs: list[tuple[str, str]] = []
         for row in shown:
             pairs.append((_strip(row.base, row.base_prompt, side), _strip(row.customized, row.prompt, side)))
-            pairs.append((_text(row.base_prompt), _text(row.prompt)))
+            pairs.append((escape(row.base_prompt), escape(row.prompt)))
         return (
             f"{_table(('Metric', 'Base', 'Customized', 'Paired difference'), lines)}\n\n"
-            f"In brackets, {percent} intervals.\n\n{_image(chart, 'Metrics with intervals')}\n\n"
+            f"In brackets, {percent} intervals.\n\n{image(chart, 'Metrics with intervals')}\n\n"
             "The same prompts and noise, unpicked:\n\n"
-            f"{_table((f'Base: {_text(concept.category)}', f'Customized: {_text(concept.noun)}'), pairs)}{rest}"
+            f"{_table((f'Base: {escape(concept.category)}', f'Customized: {escape(concept.noun)}'), pairs)}{rest}"
         )
 
     return _page("Base and customized model", metrics, here, body)
@@ -130,7 +130,7 @@ def reported(concept: Concept, report: Artifact, here: Store) -> str:
     url = f"{Settings().files_url}/report/{report.key}/report.html"
     path = here.path(report) / "report.html"
     return _page(
-        "Report", report, here, lambda _: f"[The whole story of {_text(concept.title)}]({url})\n\nThe file: `{path}`"
+        "Report", report, here, lambda _: f"[The whole story of {escape(concept.title)}]({url})\n\nThe file: `{path}`"
     )
 
 
@@ -141,7 +141,7 @@ def generated(samples: Artifact, here: Store) -> str:
 
     def body(side: int) -> str:
         return "\n\n".join(
-            f"{_text(prompt)}\n\n{_strip(images, prompt, side)}" for prompt, images in groups[:PROMPTS_SHOWN]
+            f"{escape(prompt)}\n\n{_strip(images, prompt, side)}" for prompt, images in groups[:PROMPTS_SHOWN]
         )
 
     return _page("Generated images", samples, here, body)
@@ -152,7 +152,7 @@ def provenance(manifest: Manifest, producer: str) -> str:
     if manifest.producer == producer:
         return f"Made by this run in {manifest.seconds:.1f} s."
     name = manifest.producer.rsplit(" (", 1)[0]
-    maker = "the library" if name == "library" else f"run {_text(name)}"
+    maker = "the library" if name == "library" else f"run `{name.replace('`', '')}`"
     return f"From the cache: made by {maker} on {when(manifest.created)} ({manifest.seconds:.1f} s then)."
 
 
@@ -164,23 +164,23 @@ def _page(title: str, artifact: Artifact, here: Store, body: Callable[[int], str
     return next(fitting, f"{head}The pictures are too many for this page; they are in `{here.path(artifact)}`.")
 
 
-def _text(value: str) -> str:
+def escape(value: str) -> str:
     """Escape a text: every punctuation mark gets a backslash, so that none is markup, a link or a table's border."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(value).split()))
 
 
-def _image(uri: str, label: str) -> str:
+def image(uri: str, label: str) -> str:
     """An image with a tooltip; the UI shows escapes there as they are, so that doubtful characters go instead."""
     words = re.sub(r"[^\w ,.‹›-]", "", " ".join(label.replace("<", "‹").replace(">", "›").split()))
     return f'![{words}]({uri} "{words}")'
 
 
 def _thumbnail(png: bytes, side: int, label: str) -> str:
-    return _image(figures.thumbnail_uri(png, side), label)
+    return image(figures.thumbnail_uri(png, side), label)
 
 
 def _strip(pngs: Sequence[bytes], label: str, side: int) -> str:
-    return _image(figures.image_uri(figures.montage(pngs, STRIP, side)), label)
+    return image(figures.image_uri(figures.montage(pngs, STRIP, side)), label)
 
 
 def _cell(cell: Cell | None, *, signed: bool = False) -> str:

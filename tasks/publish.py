@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -64,7 +64,7 @@ def generated(samples: Artifact) -> None:
 
 
 @contextmanager
-def progress(key: str, description: str) -> Iterator[Progress]:
+def progress(key: str, description: str) -> Generator[Progress]:
     """Yield a Progress that moves a bar in the UI and writes to the run's log; a silent server fails no stage."""
     bar = _Bar(_key(f"{key}-progress"), description)
     yield bar
@@ -108,7 +108,7 @@ def _send(key: str, markdown: str) -> None:
 
 
 @contextmanager
-def _tolerated(what: str) -> Iterator[None]:
+def _tolerated(what: str) -> Generator[None]:
     """Log what the server would not take, and go on: the UI is a view of the work and not the work."""
     try:
         yield

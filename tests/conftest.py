@@ -52,16 +52,18 @@ def chain(tmp_path_factory: pytest.TempPathFactory, openmoji: Profile, cat: Conc
     from customdiff_core.retrieval.retrieve import build_index, retrieve
 
     store = Store(tmp_path_factory.mktemp("chain"), producer="chain")
+    quick = openmoji.evaluate.model_copy(update={"sample": openmoji.evaluate.sample.model_copy(update={"steps": 2})})
+    profile = openmoji.model_copy(update={"evaluate": quick})
     sizes, retrieval = IndexConfig(scenes=1200), RetrieveConfig(count=24, candidates=60)
     views = AugmentConfig(resolution=64, views=12)
     training = openmoji.finetune.model_copy(update={"steps": 6, "batch_size": 2})
-    index = build_index(openmoji, sizes, store=store)
-    regularization = retrieve(cat, index, openmoji, retrieval, store=store)
-    training_set = augment(cat, regularization, openmoji, views, store=store)
-    delta = finetune(cat, training_set, openmoji, training, store=store)
+    index = build_index(profile, sizes, store=store)
+    regularization = retrieve(cat, index, profile, retrieval, store=store)
+    training_set = augment(cat, regularization, profile, views, store=store)
+    delta = finetune(cat, training_set, profile, training, store=store)
     return Chain(
         store,
-        openmoji,
+        profile,
         cat,
         sizes,
         retrieval,

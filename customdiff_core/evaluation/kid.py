@@ -51,9 +51,17 @@ def kid_interval(
 
     Image i of both sets belongs to caption i, so that leaving a caption out leaves out both. Leaving out, unlike drawing
     with replacement, never compares an image with itself, which would bias the estimate.
+
+    Raises:
+        EvaluationError: if the sets are no pairs, or too few to leave any out.
     """
     from statistics import NormalDist
 
+    if len(generated) != len(real) or len(real) < 3:
+        raise EvaluationError(
+            f"KID interval: found {len(generated)} generated and {len(real)} real images, need as many, at least 3; "
+            "draw one image for each caption"
+        )
     kernel = {"gg": _kernel(generated, generated), "rr": _kernel(real, real), "gr": _kernel(generated, real)}
     members = np.array_split(np.arange(len(generated)), min(groups, len(generated)))
     every = np.arange(len(generated))

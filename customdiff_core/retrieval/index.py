@@ -72,7 +72,12 @@ class Index:
             raise RetrievalError(
                 f"index {folder}: found no metadata/*.parquet, need the captions; copy the folder again"
             )
-        self._index = faiss.read_index(str(path))
+        try:
+            self._index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise RetrievalError(
+                f"index {folder}: found a text.index that faiss cannot read, need a whole one; copy the folder again"
+            ) from error
         self.metadata = pd.concat([pd.read_parquet(part) for part in parts])
         if missing := {"caption", "image_path"} - set(self.metadata.columns):
             raise RetrievalError(

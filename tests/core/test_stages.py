@@ -120,7 +120,7 @@ def test_a_profile_without_an_index_says_what_to_give(cat, store):
         stages.retrieve(cat, None, get("sd14", validation=Path("/v")), get("sd14").retrieve, store)
     assert str(error.value) == (
         "profile sd14: found no retrieval index, need a clip-retrieval folder of captioned images made with "
-        "ViT-B-32/laion400m_e32; give its path as model.index"
+        f"{get('sd14').retrieval_encoder.name}; give its path as model.index"
     )
 
 

@@ -40,5 +40,5 @@ def small(profile: profiles.Profile) -> Any:
 def test_tool_commands_of_the_readme_exist() -> None:
     readme = (REPOSITORY / "README.md").read_text()
     makefile = (REPOSITORY / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake ([a-z]+)\b", readme)):
+    for target in set(re.findall(r"(?:^    |`)make ([a-z]+)\b", readme, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -1,0 +1,140 @@
+import json
+
+import pytest
+import torch
+
+from customdiff_core import delta as deltas
+from customdiff_core import images, tables
+from customdiff_core.artifacts import Store
+from customdiff_core.config import Runtime
+from customdiff_core.errors import TrainingError
+from customdiff_core.finetuning import finetune as stage
+from customdiff_core.finetuning.finetune import finetune, make_trainer
+from customdiff_core.weights import model_digest
+
+
+@pytest.fixture
+def linked(chain, store) -> Store:
+    """A store of one's own that has the chain's training set."""
+    folder = store.root / "training_set" / chain.training_set.key
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(chain.store.path(chain.training_set))
+    return store
+
+
+def run(chain, store: Store, runtime: Runtime = Runtime(device="cpu"), **update):
+    config = chain.finetune_config.model_copy(update=update)
+    return finetune(chain.concept, chain.training_set, chain.profile, config, store=store, runtime=runtime)
+
+
+def preview_steps(store: Store, made) -> list[int]:
+    return tables.read(store, made, "previews")["step"].tolist()
+
+
+def test_the_delta_holds_what_was_trained_and_where_it_comes_from(chain):
+    delta = deltas.load(chain.store.path(chain.delta) / "delta.safetensors")
+    assert chain.delta.rows == 6
+    assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in delta.weights)
+    assert {name: tuple(row.shape) for name, row in delta.tokens.items()} == {"<teal-cat>": (192,)}
+    metadata = delta.metadata
+    assert metadata["base_digest"] == model_digest(chain.profile.model)
+    assert metadata["training_set"] == chain.training_set.key
+    assert metadata["method"] == "custom-diffusion"
+    assert json.loads(metadata["concepts"]) == ["cat"]
+    assert json.loads(metadata["initializer_tokens"]) == ["ktn"]
+    assert json.loads(metadata["config"])["steps"] == 6
+
+
+def test_the_history_has_a_row_a_step(chain):
+    history = tables.read(chain.store, chain.delta, "history")
+    assert history["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (history["loss"] > 0).all()
+    assert (history["learning_rate"] == chain.finetune_config.learning_rate).all()
+    assert (history["seconds"] > 0).all()
+
+
+def test_a_machines_settings_make_no_other_delta(chain):
+    def progress(done: int, total: int, note: str = "") -> None:
+        raise AssertionError("trained again")
+
+    config, runtime = chain.finetune_config, Runtime(device="cpu", checkpoint_every=1)
+    again = finetune(
+        chain.concept, chain.training_set, chain.profile, config, store=chain.store, runtime=runtime, progress=progress
+    )
+    assert again == chain.delta
+
+
+def test_made_in_another_store_it_is_bit_for_bit_the_same(chain, linked: Store):
+    assert run(chain, linked) == chain.delta
+
+
+def test_previews_come_every_so_often_and_at_the_end(chain, linked: Store):
+    made = run(chain, linked, preview_every=4, preview_prompts=("photo of a {}", "a {} and a dog"))
+    table = tables.read(linked, made, "previews")
+    assert table["step"].tolist() == [4, 6]
+    assert images.open_trusted(table["image"][0]).size == (128, 64)
+    assert table["image"][0] != table["image"][1]
+
+
+def test_a_run_that_went_on_makes_the_same_artifact_as_a_long_one(chain, linked: Store, tmp_path):
+    first = run(chain, linked, steps=3, preview_every=2)
+    longer = run(chain, linked, steps=5, preview_every=2)
+    assert preview_steps(linked, first) == [2, 3]
+    assert preview_steps(linked, longer) == [2, 4, 5]
+    fresh = Store(tmp_path / "fresh")
+    (fresh.root / "training_set").mkdir(parents=True)
+    (fresh.root / "training_set" / chain.training_set.key).symlink_to(chain.store.path(chain.training_set))
+    assert run(chain, fresh, steps=5, preview_every=2) == longer
+
+
+def test_a_run_killed_between_preview_and_checkpoint_loses_neither(
+    chain, linked: Store, monkeypatch: pytest.MonkeyPatch
+):
+    whole = run(chain, linked, steps=4, preview_every=2)
+
+    class KilledError(Exception):
+        pass
+
+    drawn: list[int] = []
+    plain = stage._preview  # pyright: ignore[reportPrivateUsage]
+
+    def dying(scratch, trainer, *rest) -> None:
+        drawn.append(trainer.step)
+        if drawn == [2]:
+            raise KilledError
+        plain(scratch, trainer, *rest)
+
+    other = Store(linked.root.parent / "other")
+    (other.root / "training_set").mkdir(parents=True)
+    (other.root / "training_set" / chain.training_set.key).symlink_to(chain.store.path(chain.training_set))
+    monkeypatch.setattr(stage, "_preview", dying)
+    runtime = Runtime(device="cpu", checkpoint_every=1)
+    with pytest.raises(KilledError):
+        run(chain, other, runtime, steps=4, preview_every=2)
+    assert run(chain, other, runtime, steps=4, preview_every=2) == whole
+
+
+def test_a_training_that_failed_leaves_no_delta(chain, linked: Store):
+    with pytest.raises(TrainingError, match=r"need a finite one; lower learning_rate"):
+        run(chain, linked, learning_rate=1e30)
+    assert list(linked.manifests("delta")) == []
+
+
+def test_regularization_captions_are_encoded_once_as_the_frozen_encoder_reads_them(chain):
+    from customdiff_core import text
+    from customdiff_core.finetuning.components import load_components
+
+    trainer = make_trainer(
+        chain.concept, chain.training_set, chain.profile, chain.finetune_config, chain.store, Runtime(device="cpu")
+    )
+    captions = tables.read(chain.store, chain.training_set, "examples")["prompt"][12:].tolist()
+    assert trainer.examples.prior_features.shape == (24, 32, 192)
+    assert not trainer.examples.prior_features.requires_grad
+    with torch.no_grad():
+        expected = text.encode(load_components(chain.profile.model), captions)
+    torch.testing.assert_close(trainer.examples.prior_features, expected, atol=1e-5, rtol=1e-5)
+    counts: list[int] = []
+    trainer.components.text_encoder.register_forward_pre_hook(lambda module, args: counts.append(len(args[0])))
+    trainer.train_step()
+    assert len(counts) == 1
+    assert counts[0] <= chain.finetune_config.batch_size  # concept prompts alone go through the encoder in a step

@@ -1,0 +1,323 @@
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from customdiff_core import text
+from customdiff_core.config import Runtime
+from customdiff_core.errors import ConfigError, TrainingError
+from customdiff_core.finetuning import loop
+from customdiff_core.finetuning.checkpoints import newest_checkpoint
+from customdiff_core.finetuning.finetune import make_trainer
+from customdiff_core.finetuning.loop import HISTORY, Trainer
+from customdiff_core.settings import REPOSITORY
+
+Vectors = dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def trainer(chain):
+    def make(**update) -> Trainer:
+        config = chain.finetune_config.model_copy(update=update)
+        return make_trainer(
+            chain.concept, chain.training_set, chain.profile, config, chain.store, Runtime(device="cpu")
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def unbroken(chain, tmp_path_factory: pytest.TempPathFactory) -> Vectors:
+    """The state after 6 steps without a break."""
+    config = chain.finetune_config
+    one = make_trainer(chain.concept, chain.training_set, chain.profile, config, chain.store, Runtime(device="cpu"))
+    one.run(tmp_path_factory.mktemp("unbroken"), 100)
+    return snapshot(one)
+
+
+def snapshot(one: Trainer) -> Vectors:
+    return {name: tensor.detach().clone() for name, tensor in one.state().items() if name != "seconds"}
+
+
+def assert_bit_equal(one: Vectors, other: Vectors) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# What is trained
+
+
+def test_only_keys_values_and_rows_have_a_gradient(trainer):
+    one = trainer()
+    unet = [name for name, parameter in one.components.unet.named_parameters() if parameter.requires_grad]
+    encoder = [name for name, parameter in one.components.text_encoder.named_parameters() if parameter.requires_grad]
+    assert sorted(unet) == sorted(one.weights)
+    assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in unet)
+    assert encoder == ["text_model.embeddings.token_embedding.rows"]
+
+
+def test_the_optimizer_holds_what_is_trained_and_not_one_number_more(trainer):
+    one = trainer()
+    one.train_step()
+    numbers = sum(weight.numel() for weight in one.weights.values()) + one.rows.numel()
+    assert one.rows.shape == (1, 192)
+    state = one.optimizer.state_dict()["state"]
+    assert len(state) == len(one.weights) + 1
+    for slot in ("exp_avg", "exp_avg_sq"):
+        assert sum(entry[slot].numel() for entry in state.values()) == numbers
+    assert {slot for entry in state.values() for slot in entry} == {"exp_avg", "exp_avg_sq", "step"}
+
+
+def test_everything_else_stays_bit_for_bit(trainer, tmp_path: Path):
+    one = trainer(steps=2)
+    networks = {"unet": one.components.unet, "text": one.components.text_encoder}
+    before = {
+        f"{net}.{name}": value.clone()
+        for net, module in networks.items()
+        for name, value in module.state_dict().items()
+    }
+    with torch.no_grad():
+        plain = text.encode(one.components, ["photo of a cat", "a rocket", ""])
+    one.run(tmp_path, 100)
+    moved = {
+        f"{net}.{name}"
+        for net, module in networks.items()
+        for name, value in module.state_dict().items()
+        if not torch.equal(value, before[f"{net}.{name}"])
+    }
+    rows = "text.text_model.embeddings.token_embedding.rows"
+    assert moved == {f"unet.{name}" for name in one.weights} | {rows}
+    assert "text.text_model.embeddings.token_embedding.table.weight" in before
+    with torch.no_grad():
+        assert torch.equal(text.encode(one.components, ["photo of a cat", "a rocket", ""]), plain)
+
+
+def test_training_lowers_the_loss_on_the_same_examples_and_noise(
+    trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one = trainer(steps=30)
+
+    def instance_losses() -> torch.Tensor:
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr(one, "update", lambda loss: 0.0)
+            return torch.tensor([one.train_step()[1] for one.step in range(8)])
+
+    before, one.step = instance_losses(), 0
+    one.run(tmp_path, 1000)
+    assert instance_losses().mean() < 0.9 * before.mean()
+
+
+def test_the_loss_is_four_to_one(trainer):
+    loss, instance, prior, norm = trainer().train_step()
+    assert loss == pytest.approx(4 * instance + prior, rel=1e-5)
+    assert norm > 0
+    weighed = trainer(instance_weight=1, prior_weight=0.5).train_step()
+    assert weighed[0] == pytest.approx(instance + 0.5 * prior, rel=1e-5)
+    assert HISTORY == ("loss", "instance_loss", "prior_loss", "gradient_norm")
+
+
+def test_without_prior_preservation_no_regularization_image_is_used(trainer):
+    one = trainer(prior_weight=0)
+    assert len(one.batch()[1]) == 0
+    loss, instance, prior, _ = one.train_step()
+    assert prior == 0
+    assert loss == pytest.approx(4 * instance)
+
+
+def test_the_gradient_is_clipped(trainer):
+    one = trainer(gradient_clip=1e-3)
+    norm = one.train_step()[3]
+    clipped = torch.stack([parameter.grad.norm() for parameter in one.trained.values()]).norm()
+    assert norm > 1e-2
+    assert clipped == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_modifier_token_has_a_learning_rate_of_its_own(trainer):
+    one = trainer(learning_rate=1e-4, modifier_learning_rate=1e-2, weight_decay=0.0)
+    weight = next(iter(one.weights.values()))
+    before = [tensor.detach().clone() for tensor in (one.rows, weight)]
+    one.train_step()
+    # Adam's first step moves every number by its learning rate.
+    moved = [(now.detach() - then).abs().median().item() for now, then in zip((one.rows, weight), before, strict=True)]
+    assert moved == pytest.approx([1e-2, 1e-4], rel=1e-2)
+
+
+def test_fp16_on_a_cpu_stops_before_a_step(trainer, tmp_path: Path):
+    with pytest.raises(
+        ConfigError, match=r"precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune\.precision"
+    ):
+        trainer(precision="fp16").run(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_trains_float32_weights(trainer):
+    one = trainer(precision="bf16")
+    losses = one.train_step()
+    assert losses != trainer().train_step()
+    assert losses[0] == pytest.approx(trainer().train_step()[0], rel=0.05)
+    assert {parameter.dtype for parameter in one.trained.values()} == {torch.float32}
+
+
+# Batches
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_batches_cover_every_view_and_every_regularization_image_equally(trainer, size: int):
+    one = trainer(batch_size=size)
+    views, priors = Counter[int](), Counter[int]()
+    for step in range(24):
+        one.step = step
+        drawn = one.batch()
+        assert [len(part) for part in drawn] == [size, size]
+        views.update(drawn[0].tolist())
+        priors.update(drawn[1].tolist())
+    assert set(views) == set(range(12))
+    assert set(priors) == set(range(24))
+    for counts in (views, priors):
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_rounds_are_shuffled_and_depend_on_the_seed(trainer):
+    def order(seed: int) -> list[int]:
+        one = trainer(seed=seed, batch_size=4)
+        picked: list[int] = []
+        for one.step in range(6):
+            picked += one.batch()[0].tolist()
+        return picked
+
+    zero = order(0)
+    assert sorted(zero[:12]) == sorted(zero[12:]) == list(range(12))
+    assert zero[:12] != zero[12:]
+    assert order(0) == zero != order(1)
+
+
+# Resuming
+
+
+class Killed(Exception):
+    """Stands for a machine that goes away."""
+
+
+def test_a_run_that_broke_off_ends_where_an_unbroken_one_does(trainer, unbroken: Vectors, tmp_path: Path):
+    def kill(state: Trainer) -> None:
+        if state.step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer().run(tmp_path, 3, kill)
+    resumed = trainer()
+    steps: list[int] = []
+    resumed.run(tmp_path, 3, lambda state: steps.append(state.step))
+    assert steps == [4, 5, 6]
+    assert len(resumed.history) == 6
+    assert_bit_equal(snapshot(resumed), unbroken)
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from customdiff_core import concepts, profiles
+from customdiff_core.artifacts import Store
+from customdiff_core.config import Runtime
+from customdiff_core.finetuning.finetune import make_trainer
+
+store, key, folder = sys.argv[1:]
+profile, store = profiles.get("openmoji"), Store(Path(store))
+config = profile.finetune.model_copy(update={"steps": 6, "batch_size": 2})
+trainer = make_trainer(concepts.load("cat"), store.get("training_set", key), profile, config, store, Runtime(device="cpu"))
+
+def on_step(state):
+    if state.step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trainer.run(Path(folder), 3, on_step)
+"""
+
+
+def test_a_process_that_was_killed_ends_where_an_unbroken_one_does(chain, trainer, unbroken: Vectors, tmp_path: Path):
+    arguments = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        PROGRAM,
+        str(chain.store.root),
+        chain.training_set.key,
+        str(tmp_path),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert newest_checkpoint(tmp_path, 6)[0] == 3
+    resumed = trainer()
+    resumed.run(tmp_path, 3)
+    assert_bit_equal(snapshot(resumed), unbroken)
+
+
+def test_a_finished_run_given_more_steps_equals_the_long_one(trainer, unbroken: Vectors, tmp_path: Path):
+    trainer(steps=4).run(tmp_path, 100)
+    longer = trainer(steps=6)
+    steps: list[int] = []
+    longer.run(tmp_path, 100, lambda state: steps.append(state.step))
+    assert steps == [5, 6]
+    assert_bit_equal(snapshot(longer), unbroken)
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(trainer, unbroken: Vectors, tmp_path: Path):
+    trainer(steps=4).run(tmp_path, 2)
+    (newest,) = tmp_path.glob("step-0000004-*")
+    newest.write_bytes(newest.read_bytes()[:-3])
+    resumed = trainer()
+    steps: list[int] = []
+    resumed.run(tmp_path, 100, lambda state: steps.append(state.step))
+    assert steps == [3, 4, 5, 6]
+    assert_bit_equal(snapshot(resumed), unbroken)
+
+
+def test_another_seed_is_another_training(trainer, unbroken: Vectors, tmp_path: Path):
+    one = trainer(seed=1)
+    one.run(tmp_path, 100)
+    assert not torch.equal(one.rows, unbroken["weight.modifier_rows"])
+
+
+# A loss that is no number
+
+
+def test_a_poisoned_example_stops_the_training_and_keeps_the_last_good_checkpoint(trainer, tmp_path: Path):
+    one = trainer(learning_rate=3e-4)
+
+    def poison(state: Trainer) -> None:
+        if state.step == 3:
+            state.examples.mean[:] = float("nan")
+
+    with pytest.raises(TrainingError) as error:
+        one.run(tmp_path, 2, poison)
+    assert str(error.value) == (
+        "training step 4: found loss nan, need a finite one; lower learning_rate (now 0.0003) or use fp32; "
+        "the checkpoint of step 2 is kept"
+    )
+    step, state = newest_checkpoint(tmp_path, 6)
+    assert step == 2
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_a_huge_learning_rate_stops_the_training(trainer, tmp_path: Path):
+    with pytest.raises(
+        TrainingError, match=r"found loss (nan|inf), need a finite one; lower learning_rate \(now 1e\+30\)"
+    ):
+        trainer(learning_rate=1e30).run(tmp_path, 100)
+    assert newest_checkpoint(tmp_path, 6) == (0, {})
+
+
+def test_a_gradient_that_is_no_number_stops_the_training_too(trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop.torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(float("inf")))
+    with pytest.raises(TrainingError, match="the checkpoint of step 0 is kept"):
+        trainer().run(tmp_path, 1)
+    assert newest_checkpoint(tmp_path, 6) == (0, {})

@@ -1,0 +1,223 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from customdiff_core import images, tables
+from customdiff_core.augmentation import FAR, NEAR, PASTE_BELOW, View, augment, draw_view, latent_mask, render_view
+from customdiff_core.config import AugmentConfig
+from customdiff_core.latents import load_latents
+
+SIDE = 512
+MANY = [draw_view(number, 5, AugmentConfig(resolution=SIDE)) for number in range(6000)]
+
+
+def view(scale: int, top: int = 0, left: int = 0, flip: bool = False) -> View:
+    return View(0, scale, top, left, flip, "")
+
+
+# The paper's distribution
+
+
+def test_two_views_of_three_are_resized_from_a_third_up_to_the_whole():
+    smaller = [one.scale for one in MANY if one.scale <= SIDE]
+    assert len(smaller) / len(MANY) == pytest.approx(2 / 3, abs=0.02)  # 3.3 standard errors
+    assert min(smaller) == math.ceil(SIDE / 3)
+    assert max(smaller) == SIDE
+    assert np.mean(smaller) == pytest.approx((SIDE / 3 + SIDE) / 2, rel=0.02)  # uniform
+
+
+def test_the_others_are_enlarged_by_a_fifth_to_two():
+    larger = [one.scale for one in MANY if one.scale > SIDE]
+    assert min(larger) == math.ceil(1.2 * SIDE)
+    assert max(larger) == math.ceil(1.4 * SIDE) - 1
+    assert np.mean(larger) == pytest.approx(1.3 * SIDE, rel=0.01)
+
+
+def test_the_prefix_follows_the_scale():
+    for one in MANY:
+        if one.scale < 0.6 * SIDE:
+            assert one.prefix in {"a far away ", "very small "}
+        elif one.scale > SIDE:
+            assert one.prefix in {"zoomed in ", "close up "}
+        else:
+            assert one.prefix == ""
+    for words in (FAR, NEAR):
+        counts = [sum(one.prefix == word for one in MANY) for word in words]
+        assert min(counts) > 0.45 * sum(counts)
+
+
+def test_half_of_the_views_are_flipped():
+    assert np.mean([one.flip for one in MANY]) == pytest.approx(0.5, abs=0.025)
+
+
+def test_places_reach_every_corner_and_no_further():
+    far = [one for one in MANY if one.scale < PASTE_BELOW * SIDE]
+    near = [one for one in MANY if one.scale > SIDE]
+    for group in (far, near):
+        shares = np.array([(one.top, one.left) for one in group]) / [[abs(SIDE - one.scale)] for one in group]
+        assert shares.min() < 0.01
+        assert shares.max() > 0.99
+        assert shares.max() <= 1
+        assert shares.mean(axis=0) == pytest.approx([0.5, 0.5], abs=0.03)
+    assert all((one.top, one.left) == (0, 0) for one in MANY if PASTE_BELOW * SIDE <= one.scale <= SIDE)
+
+
+@pytest.mark.parametrize(("probability", "few"), [(0.0, False), (1.0, True)])
+def test_the_probabilities_are_settings(probability: float, few: bool):
+    config = AugmentConfig(resolution=64, resize_probability=probability, flip_probability=probability)
+    views = [draw_view(number, 1, config) for number in range(50)]
+    assert {one.scale <= 64 for one in views} == {few}
+    assert {one.flip for one in views} == {few}
+
+
+def test_every_picture_is_seen_equally_often():
+    counts = np.bincount([draw_view(number, 5, AugmentConfig(resolution=64)).picture for number in range(60)])
+    assert counts.tolist() == [12] * 5
+
+
+def test_views_depend_on_the_seed_and_their_number_alone():
+    config = AugmentConfig(resolution=64, views=10)
+    ten = [draw_view(number, 3, config) for number in range(10)]
+    assert [draw_view(number, 3, config.model_copy(update={"views": 99})) for number in range(10)] == ten
+    assert [draw_view(number, 3, config.model_copy(update={"seed": 1})) for number in range(10)] != ten
+    assert len(set(ten)) > 5
+
+
+# Rendering
+
+
+def test_a_far_view_is_pasted_on_grey():
+    shown = np.asarray(render_view(Image.new("RGB", (80, 80), (255, 0, 0)), view(24, top=10, left=30), 64))
+    inside = np.zeros((64, 64), bool)
+    inside[10:34, 30:54] = True
+    assert (shown[inside] == [255, 0, 0]).all()
+    assert (shown[~inside] == [127, 127, 127]).all()  # (127 / 127.5 - 1) is the VAE's zero
+
+
+def test_a_near_view_is_a_crop():
+    ramp = Image.fromarray(np.tile(np.arange(160, dtype=np.uint8)[:, None, None], (1, 160, 3)))
+    shown = np.asarray(render_view(ramp, view(80, top=16, left=0), 64)).astype(int)
+    assert shown.shape == (64, 64, 3)
+    assert shown[0, 0, 0] == pytest.approx(16 * 2, abs=2)
+    assert shown[-1, 0, 0] == pytest.approx(79 * 2, abs=2)
+
+
+def test_a_plain_view_fills_the_picture():
+    assert (np.asarray(render_view(Image.new("RGB", (99, 99), (9, 9, 9)), view(50), 64)) == 9).all()
+
+
+@pytest.mark.parametrize("scale", [24, 50, 80])
+def test_a_flip_mirrors_the_picture_and_not_its_place(scale: int):
+    half = Image.new("RGB", (64, 64), (255, 255, 255))
+    half.paste((0, 0, 0), (0, 0, 32, 64))
+    plain, flipped = (np.asarray(render_view(half, view(scale, 2, 2, flip), 64)).astype(int) for flip in (False, True))
+    row = 10
+    assert plain[row, 4, 0] < 10
+    assert flipped[row, 4, 0] > 245
+    grey = (plain == 127).all(axis=-1) & (flipped == 127).all(axis=-1)
+    assert grey.sum() == (64 * 64 - 24 * 24 if scale == 24 else 0)
+
+
+@pytest.mark.parametrize("scale", [30, 50, 80])
+def test_a_picture_that_is_not_square_is_cropped_and_not_squashed(scale: int):
+    """A disc stays a disc: as wide as it is high."""
+    wide = Image.new("RGB", (240, 100), (0, 0, 0))
+    yy, xx = np.mgrid[:100, :240]
+    pixels = np.asarray(wide).copy()
+    pixels[(yy - 50) ** 2 + (xx - 120) ** 2 < 25**2] = (255, 255, 255)
+    pixels[:, :60] = pixels[:, 180:] = (0, 255, 0)  # beyond the centred square
+    shown = np.asarray(render_view(Image.fromarray(pixels), view(scale, 0, 0), 64)).astype(int)
+    disc = shown[..., 0] > 200
+    height, width = disc.any(axis=1).sum(), disc.any(axis=0).sum()
+    assert abs(int(height) - int(width)) <= 1
+    assert not ((shown[..., 1] > 200) & (shown[..., 0] < 50)).any()
+
+
+# Masks
+
+
+def covered_cells(start: int, length: int, side: int, cells: int) -> set[int]:
+    """Latent cells that lie wholly in the pasted box, one axis."""
+    return {i for i in range(cells) if i * side >= start * cells and (i + 1) * side <= (start + length) * cells}
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), side=st.integers(2, 64).map(lambda n: 8 * n), factor=st.sampled_from([4, 8]))
+def test_the_mask_is_the_pasted_box_eroded_by_one_cell_and_never_empty(data: st.DataObject, side: int, factor: int):
+    cells = side // factor
+    scale = data.draw(st.integers(math.ceil(side / 3), math.ceil(1.4 * side)))
+    pasted = scale < PASTE_BELOW * side
+    top, left = (data.draw(st.integers(0, side - scale)) if pasted else 0 for _ in range(2))
+    mask = latent_mask(view(scale, top, left), side, cells)
+    assert mask.shape == (cells, cells)
+    assert set(np.unique(mask)) <= {0.0, 1.0}
+    if not pasted:
+        assert mask.all()
+        return
+    assert mask.sum() >= 1
+    for axis, start in ((1, top), (0, left)):
+        found = set(np.flatnonzero(mask.any(axis=axis)).tolist())
+        whole = covered_cells(start, scale, side, cells)
+        eroded = whole - {min(whole), max(whole)} if len(whole) > 2 else set()
+        if eroded:
+            assert found == eroded
+        else:  # too small to erode: its middle cell, which the box touches
+            assert len(found) == 1
+            assert (cell := found.pop()) * side < (start + scale) * cells
+            assert (cell + 1) * side > start * cells
+
+
+@settings(max_examples=100, deadline=None)
+@given(side=st.integers(16, 512), number=st.integers(0, 10_000))
+def test_no_view_that_is_drawn_has_an_empty_mask(side: int, number: int):
+    drawn = draw_view(number, 3, AugmentConfig(resolution=side))
+    assert latent_mask(drawn, side, side // 8).sum() > 0
+    assert render_view(Image.new("RGB", (40, 30)), drawn, side).size == (side, side)
+
+
+# The stage
+
+
+def test_the_training_set_holds_views_then_regularization_images(chain):
+    table = tables.read(chain.store, chain.training_set, "examples")
+    prior = tables.read(chain.store, chain.regularization, "regularization")
+    assert table["role"].tolist() == ["concept"] * 12 + ["regularization"] * 24
+    assert table["latent_row"].tolist() == list(range(36))
+    views = table[:12]
+    for row in views.itertuples():
+        assert row.prompt == f"{row.prefix}photo of a <teal-cat> cat"
+    assert views["source_sha256"].value_counts().tolist() == [2] * 6
+    assert set(views["source_sha256"]) == {picture.sha256 for picture in chain.concept.images}
+    assert table["prompt"][12:].tolist() == prior["caption"].tolist()
+    assert table["source_sha256"][12:].tolist() == prior["source_sha256"].tolist()
+
+
+def test_its_pictures_and_masks_are_those_of_its_rows(chain):
+    table = tables.read(chain.store, chain.training_set, "examples")
+    tensors = load_latents(chain.store.path(chain.training_set) / "latents.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "mean": (36, 4, 16, 16),
+        "logvar": (36, 4, 16, 16),
+        "mask": (36, 1, 16, 16),
+    }
+    pictures = {one.sha256: images.decode(chain.concept.read(one), one.name) for one in chain.concept.images}
+    for row in table[:12].itertuples():
+        drawn = View(0, row.scale, row.top, row.left, row.flip, row.prefix)
+        expected = render_view(pictures[row.source_sha256], drawn, 64)
+        assert np.array_equal(np.asarray(images.open_trusted(row.image)), np.asarray(expected))
+        assert np.array_equal(tensors["mask"][row.latent_row, 0].numpy(), latent_mask(drawn, 64, 16))
+    assert tensors["mask"][12:].all()
+
+
+def test_it_is_made_once_and_equally_in_another_store(chain, store):
+    again = augment(chain.concept, chain.regularization, chain.profile, chain.augment_config, store=chain.store)
+    assert again == chain.training_set
+    link = store.root / "regularization" / chain.regularization.key
+    link.parent.mkdir(parents=True)
+    link.symlink_to(chain.store.path(chain.regularization))
+    other = augment(chain.concept, chain.regularization, chain.profile, chain.augment_config, store=store)
+    assert other == chain.training_set  # sha256 of the content

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from customdiff_core.config import Runtime
+from customdiff_core.finetuning.components import load_vae
+from customdiff_core.latents import draw, encode_latents, load_latents, save_latents, to_pixels
+from customdiff_core.progress import silent
+from customdiff_core.sampling import decode_latents
+from customdiff_core.seeding import torch_generator
+
+
+def test_draws_have_the_posteriors_mean_and_deviation():
+    mean = torch.tensor([-1.0, 2.0]).view(1, 2, 1, 1).expand(1, 2, 200, 200)
+    logvar = torch.tensor([0.25, 4.0]).log().view(1, 2, 1, 1).expand(1, 2, 200, 200)
+    drawn = draw(mean, logvar, 0.5, torch_generator("draws"))
+    assert drawn.mean(dim=(0, 2, 3)).tolist() == pytest.approx([-0.5, 1.0], abs=0.02)
+    assert drawn.std(dim=(0, 2, 3)).tolist() == pytest.approx([0.5 * 0.5, 2.0 * 0.5], rel=0.02)
+
+
+def test_draws_repeat_for_a_name_and_differ_for_another():
+    mean, logvar = torch.zeros(1, 4, 4, 4), torch.zeros(1, 4, 4, 4)
+    one = draw(mean, logvar, 1.0, torch_generator("a", 1))
+    assert torch.equal(draw(mean, logvar, 1.0, torch_generator("a", 1)), one)
+    assert not torch.equal(draw(mean, logvar, 1.0, torch_generator("a", 2)), one)
+
+
+def test_pixels_run_from_minus_one_to_one():
+    picture = Image.new("RGB", (8, 6), (0, 127, 255))
+    pixels = to_pixels([picture, picture])
+    assert pixels.shape == (2, 3, 6, 8)
+    assert pixels[0, :, 0, 0].tolist() == pytest.approx([-1, -1 / 255, 1])
+
+
+def test_encoding_is_the_vaes_posterior_whatever_the_batch(openmoji, cat):
+    from customdiff_core import images
+
+    pictures = [images.decode(cat.read(one), one.name).resize((64, 64)) for one in cat.images] * 3
+    said: list[tuple[int, int]] = []
+    mean, logvar = encode_latents(
+        pictures, openmoji.model, Runtime(device="cpu"), lambda done, total, note="": said.append((done, total))
+    )
+    assert mean.shape == logvar.shape == (18, 4, 16, 16)
+    assert mean.dtype == np.float32
+    assert said == [(16, 18), (18, 18)]
+    vae = load_vae(openmoji.model)
+    with torch.inference_mode():
+        posterior = vae.encode(to_pixels(pictures[:1])).latent_dist
+    np.testing.assert_allclose(mean[0], posterior.mean[0].numpy(), atol=1e-4)
+    np.testing.assert_allclose(logvar[0], posterior.logvar[0].numpy(), atol=1e-3)
+    np.testing.assert_allclose(mean[:6], mean[12:], atol=1e-4)
+
+
+def test_encoding_then_decoding_gives_the_picture_back(openmoji, cat):
+    from customdiff_core import images
+
+    picture = images.decode(cat.read(cat.images[0]), "cat").resize((64, 64))
+    mean, _ = encode_latents([picture], openmoji.model, Runtime(device="cpu"), silent)
+    vae = load_vae(openmoji.model)
+
+    def error(latents: torch.Tensor) -> float:
+        back = decode_latents(vae, latents)[0]
+        return float(np.abs(np.asarray(back).astype(int) - np.asarray(picture).astype(int)).mean())
+
+    assert error(torch.from_numpy(mean) * vae.config.scaling_factor) < 16
+    assert error(torch.from_numpy(mean)) > 22  # the scale is taken off again
+
+
+def test_latents_are_kept_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    mean, logvar, mask = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4, 2, 2), (3, 4, 2, 2), (3, 1, 2, 2))
+    )
+    save_latents(tmp_path / "x.safetensors", mean, logvar, mask)
+    back = load_latents(tmp_path / "x.safetensors")
+    assert sorted(back) == ["logvar", "mask", "mean"]
+    for name, array in (("mean", mean), ("logvar", logvar), ("mask", mask)):
+        assert np.array_equal(back[name].numpy(), array)

@@ -1,0 +1,286 @@
+import logging
+import re
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from customdiff_core.artifacts import Artifact, Manifest, Store
+from customdiff_core.concepts import Concept
+from customdiff_core.recipes import Recipe
+from customdiff_core.settings import Settings
+from tasks import pages, publish
+
+from ..handmade import metrics, regularization, run
+
+RUN = "customize-cat (0d9f)"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One for all tests here: they read."""
+    return Store(tmp_path_factory.mktemp("store"), producer=RUN)
+
+
+@pytest.fixture(scope="module")
+def chain(store: Store, cat: Concept) -> dict[str, Artifact]:
+    return run(store, cat)
+
+
+@pytest.fixture(scope="module")
+def built(store: Store, chain: dict[str, Artifact], cat: Concept) -> dict[str, str]:
+    """Every page."""
+    return {
+        "index": pages.indexed(chain["index"], store),
+        "retrieve": pages.retrieved(cat, chain["regularization"], store),
+        "augment": pages.augmented(cat, chain["training_set"], store),
+        "finetune": pages.finetuned(cat, chain["delta"], store),
+        "evaluate": pages.evaluated(cat, chain["metrics"], store),
+        "generate": pages.generated(next(store.manifests("samples")).artifact, store),
+        "report": pages.reported(cat, chain["metrics"], store),
+    }
+
+
+def manifest(producer: str) -> Manifest:
+    return Manifest(
+        artifact=Artifact(kind="delta", key="k", sha256="0", rows=1),
+        recipe=Recipe(kind="delta", inputs={}, config={}, code="", versions={}),
+        files=(),
+        created=datetime(2026, 5, 3, 14, 2, tzinfo=UTC),
+        seconds=21.48,
+        producer=producer,
+    )
+
+
+@pytest.mark.parametrize(
+    ("producer", "line"),
+    [
+        (RUN, "Made by this run in 21.5 s."),
+        (
+            "customize-cat (77aa)",
+            "From the cache: made by run `customize-cat` on 2026-05-03 14:02 UTC (21.5 s then).",
+        ),
+        ("library", "From the cache: made by the library on 2026-05-03 14:02 UTC (21.5 s then)."),
+    ],
+)
+def test_provenance_tells_this_run_from_another(producer: str, line: str) -> None:
+    assert pages.provenance(manifest(producer), RUN) == line
+
+
+def test_every_page_begins_with_its_provenance(built: dict[str, str]) -> None:
+    for page in built.values():
+        assert page.startswith("Made by this run in ")
+
+
+def test_every_page_shows_pictures_and_stays_below_the_limit(built: dict[str, str]) -> None:
+    for name, page in built.items():
+        assert ("data:image/webp;base64," in page) == (name != "report")
+        assert len(page.encode()) < pages.LIMIT
+
+
+def test_captions_and_prompts_are_no_markup(built: dict[str, str]) -> None:
+    for name in ("index", "retrieve", "evaluate", "generate"):
+        page = re.sub(r"\(data:[^ )]*", "(data", built[name])
+        assert "script" in page, name
+        assert not re.search(r"(?<!\\)<script", page)
+        assert "http://" not in page
+        assert "](javascript" not in page
+        assert not re.search(r"(?<!\\)`", page.split("\n", 1)[1])
+
+
+def test_text_and_labels_lose_what_could_be_markup() -> None:
+    assert pages.escape("a <b> | c\n*d* www.x.org") == r"a \<b\> \| c \*d\* www\.x\.org"
+    assert pages.image("data:x", 'a <teal-cat> "cat" [x](y)|') == '![a ‹teal-cat› cat xy](data:x "a ‹teal-cat› cat xy")'
+
+
+def test_tables_have_as_many_cells_in_every_row(built: dict[str, str]) -> None:
+    for name, columns in (("index", 5), ("retrieve", 6), ("augment", 4), ("finetune", 4)):
+        rows = [line for line in built[name].splitlines() if line.startswith("|")]
+        assert {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows} == {columns}, name
+
+
+def test_thumbnails_shrink_until_the_page_fits(store: Store, cat: Concept, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = regularization(store, 40)
+    large = pages.retrieved(cat, artifact, store)
+    monkeypatch.setattr(pages, "LIMIT", len(large.encode()) // 2)
+    assert len(pages.retrieved(cat, artifact, store).encode()) < len(large.encode()) // 2
+    monkeypatch.setattr(pages, "LIMIT", 500)
+    assert str(store.path(artifact)) in pages.retrieved(cat, artifact, store)
+
+
+def test_more_prompts_than_a_page_holds_are_left_to_the_report(
+    store: Store, cat: Concept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "PROMPTS_SHOWN", 2)
+    page = pages.evaluated(cat, metrics(store, cat, tuple(f"a {{}} number {number}" for number in range(5))), store)
+    assert "a cat number 1 |" in page
+    assert "a cat number 2 |" not in page
+    assert "3 more prompts are in the report" in page
+
+
+def test_the_evaluation_page_has_figures_with_intervals_and_every_prompt(built: dict[str, str]) -> None:
+    page = built["evaluate"]
+    assert "| Text alignment | 1.940 (1.840 to 2.040) | 1.480 (1.380 to 1.580) | −0.460 (−0.620 to −0.310) |" in page
+    assert "95 % intervals" in page
+    assert r"| a crying cat | a crying \<teal\-cat\> cat |" in page
+
+
+def test_the_retrieval_page_gives_similarities(built: dict[str, str]) -> None:
+    assert "| 1.000 | 0.990 | 0.980 |" in built["retrieve"]
+
+
+def test_the_augmentation_page_gives_the_words_before_the_prompt(built: dict[str, str]) -> None:
+    assert "| – | very small | zoomed in | – |" in built["augment"]
+
+
+def test_the_finetuning_page_has_every_preview(built: dict[str, str]) -> None:
+    assert "| step 20 | step 20 | step 40 | step 40 |" in built["finetune"]
+
+
+def test_the_report_page_links_the_served_file(built: dict[str, str], chain: dict[str, Artifact]) -> None:
+    assert f"]({Settings().files_url}/report/{chain['metrics'].key}/report.html)" in built["report"]
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch, store: Store) -> list[tuple[str, str]]:
+    """What was sent: keys and markdown."""
+    calls: list[tuple[str, str]] = []
+    monkeypatch.setattr(publish, "store", lambda: store)
+    monkeypatch.setattr(publish, "create_markdown_artifact", lambda markdown, key: calls.append((key, markdown)))
+    return calls
+
+
+def test_each_stage_sends_its_page_under_a_key_of_its_own(
+    sent: list[tuple[str, str]], store: Store, chain: dict[str, Artifact], cat: Concept
+) -> None:
+    named = cat.model_copy(update={"name": "my_cat"})
+    publish.indexed(chain["index"])
+    publish.retrieved(cat, chain["regularization"])
+    publish.augmented(cat, chain["training_set"])
+    publish.finetuned(named, chain["delta"])
+    publish.evaluated(cat, chain["metrics"])
+    publish.reported(cat, chain["metrics"])
+    publish.generated(next(store.manifests("samples")).artifact)
+    assert [key for key, _ in sent] == [
+        "openmoji-index",
+        "cat-retrieve",
+        "cat-augment",
+        "my-cat-finetune",
+        "cat-evaluate",
+        "cat-report",
+        "generate",
+    ]
+    assert sent[1][1] == pages.retrieved(cat, chain["regularization"], store)
+
+
+def test_a_server_that_takes_no_page_is_logged_and_the_run_goes_on(
+    sent: list[tuple[str, str]],
+    chain: dict[str, Artifact],
+    cat: Concept,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(publish, "create_markdown_artifact", refuse)
+    publish.finetuned(cat, chain["delta"])
+    assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text
+
+
+def refuse(*args: Any, **kwargs: Any) -> None:
+    raise ConnectionError("server away")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(publish.time, "monotonic", one.monotonic)
+    return one
+
+
+def test_progress_moves_every_two_seconds_logs_every_five_and_ends_full(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[tuple[float, str, str]] = []
+    updates: list[float] = []
+    number = uuid4()
+
+    def create(progress: float, key: str, description: str) -> UUID:
+        made.append((progress, key, description))
+        return number
+
+    monkeypatch.setattr(publish, "create_progress_artifact", create)
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent: updates.append(percent))
+    caplog.set_level(logging.INFO)
+    with publish.progress("my_cat-finetune", "Training steps") as tell:
+        for step in range(1, 11):
+            tell(step, 10, f"loss {step}")
+            clock.now += 1
+
+    assert made == [(0.0, "my-cat-finetune-progress", "Training steps")]
+    assert updates == [10, 30, 50, 70, 90, 100]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Training steps: 1 of 10, loss 1",
+        "Training steps: 6 of 10, loss 6",
+    ]
+
+
+def test_progress_survives_a_server_that_is_away_and_asks_it_rarely(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr(publish, "create_progress_artifact", lambda *args, **kwargs: uuid4())
+
+    def update(artifact: UUID, percent: float) -> None:
+        asked.append(percent)
+        refuse()
+
+    monkeypatch.setattr(publish, "update_progress_artifact", update)
+    with publish.progress("cat-finetune", "Training steps") as tell:
+        for step in range(100):
+            tell(step, 100)
+            clock.now += 1
+    assert asked == [0, 60, 100]
+
+
+def test_progress_that_could_not_be_made_is_not_updated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "create_progress_artifact", refuse)
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda *args: pytest.fail("nothing to update"))
+    with publish.progress("cat-finetune", "Training steps") as tell:
+        tell(1, 0)
+
+
+def test_a_failing_stage_still_fails_and_leaves_its_bar_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    updates: list[float] = []
+    monkeypatch.setattr(publish, "create_progress_artifact", lambda *args, **kwargs: uuid4())
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent: updates.append(percent))
+
+    def stage() -> None:
+        with publish.progress("cat-finetune", "Training steps") as tell:
+            tell(1, 4)
+            raise ValueError("bad input")
+
+    with pytest.raises(ValueError, match="bad input"):
+        stage()
+    assert updates == [25]
+
+
+def test_outside_a_run_the_store_names_the_library() -> None:
+    from tasks.stores import store
+
+    assert store().producer == "library"
+
+
+def test_in_a_run_the_store_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.stores import store
+
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", "customize-cat")
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "0d9f")
+    assert store().producer == RUN
