@@ -85,7 +85,7 @@ class EvaluateConfig(Frozen):
     seeds: tuple[int, ...] = Field(default=tuple(range(8)), min_length=1, description="one image per prompt and seed")
     sample: SampleConfig = SampleConfig()
     kid_images: int = Field(
-        default=300, ge=2, description="held-out captions of the category; one image is drawn for each"
+        default=300, ge=3, description="held-out captions of the category; one image is drawn for each"
     )
     kid_subset_size: int = Field(default=100, ge=2, description="torch-fidelity's subset size")
     kid_subsets: int = Field(default=100, ge=1, description="torch-fidelity's number of subsets")

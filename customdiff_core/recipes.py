@@ -20,6 +20,12 @@ from customdiff_core.config import Frozen
 
 PACKAGE = Path(__file__).resolve().parent
 TENSOR_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+# Modules that name, store and describe results instead of computing them. The values that they hold are in the recipe itself,
+# so that a new profile, a clearer error or another stage's setting makes nothing again.
+DECLARATIVE = frozenset(
+    f"customdiff_core.{name}"
+    for name in ("artifacts", "config", "errors", "profiles", "progress", "recipes", "settings", "stages")
+)
 CLIP_LIBRARIES = ("torch", "open_clip_torch", "numpy", "pillow")
 
 
@@ -68,7 +74,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 @cache
 def fingerprint(module: str) -> str:
-    """SHA-256 over the sources of a core module and of every core module that it reaches by import."""
+    """SHA-256 over the sources of a core module and of every core module that it reaches by import, but DECLARATIVE ones."""
     sources = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(_reach(module).items())}
     return digest_of(sources)
 
@@ -79,7 +85,7 @@ def _reach(module: str) -> dict[str, Path]:
     while todo:
         name = todo.pop()
         path = _source(name)
-        if path is None or name in found:
+        if path is None or name in found or name in DECLARATIVE:
             continue
         found[name] = path
         todo += _imports(path)

@@ -12,7 +12,7 @@ from customdiff_core.config import (
     RetrieveConfig,
     SampleConfig,
 )
-from customdiff_core.errors import RetrievalError
+from customdiff_core.errors import EvaluationError, RetrievalError
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import (
     CLIP_LIBRARIES,
@@ -189,5 +189,10 @@ def _folder_digest(folder: Path) -> str:
 
 
 def _file_digest(path: Path) -> str:
+    """What identifies a Parquet file of validation images: its name, size and time."""
+    if not path.is_file():
+        raise EvaluationError(
+            f"validation images: found no file {path}, need a Parquet of them; correct model.validation"
+        )
     stat = path.stat()
     return digest_of([path.name, stat.st_size, stat.st_mtime_ns])

@@ -87,7 +87,7 @@ class EvaluateOptions(Frozen):
         default=None, description="prompts with {} for the concept; empty: the concept's own 20"
     )
     seeds: int | None = Field(default=None, ge=1, description="images a prompt; empty: the profile's")
-    kid_images: int | None = Field(default=None, ge=2, description="held-out captions for KID; empty: the profile's")
+    kid_images: int | None = Field(default=None, ge=3, description="held-out captions for KID; empty: the profile's")
 
     def resolve(self, profile: Profile) -> EvaluateConfig:
         """The stage's settings."""

@@ -8,7 +8,7 @@ import pytest
 from customdiff_core import concepts, profiles
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
-from customdiff_core.config import AugmentConfig, FinetuneConfig, IndexConfig, RetrieveConfig
+from customdiff_core.config import AugmentConfig, FinetuneConfig, IndexConfig, RetrieveConfig, SampleConfig
 from customdiff_core.profiles import Profile
 
 
@@ -52,11 +52,12 @@ def chain(tmp_path_factory: pytest.TempPathFactory, openmoji: Profile, cat: Conc
     from customdiff_core.retrieval.retrieve import build_index, retrieve
 
     store = Store(tmp_path_factory.mktemp("chain"), producer="chain")
-    quick = openmoji.evaluate.model_copy(update={"sample": openmoji.evaluate.sample.model_copy(update={"steps": 2})})
+    quick = openmoji.evaluate.model_copy(update={"sample": SampleConfig(steps=2, guidance_scale=4)})
     profile = openmoji.model_copy(update={"evaluate": quick})
     sizes, retrieval = IndexConfig(scenes=1200), RetrieveConfig(count=24, candidates=60)
     views = AugmentConfig(resolution=64, views=12)
-    training = openmoji.finetune.model_copy(update={"steps": 6, "batch_size": 2})
+    # Settings of its own: tuning the profile is no reason for a test to fail.
+    training = FinetuneConfig(steps=6, learning_rate=5e-4, modifier_learning_rate=5e-3, batch_size=2, ema_decay=0.5)
     index = build_index(profile, sizes, store=store)
     regularization = retrieve(cat, index, profile, retrieval, store=store)
     training_set = augment(cat, regularization, profile, views, store=store)

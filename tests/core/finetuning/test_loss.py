@@ -2,6 +2,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from customdiff_core.config import FinetuneConfig
 from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning.loss import instance_loss, prior_loss, target_of
 
@@ -41,14 +42,15 @@ def test_with_a_full_mask_it_is_the_plain_mean(tensors):
     torch.testing.assert_close(prior_loss(prediction, target), (prediction - target).square().mean())
 
 
-def test_the_default_weight_is_the_released_codes_mask_without_channels(tensors, openmoji):
+def test_the_default_weight_is_the_released_codes_mask_without_channels(tensors):
     """There: ((prediction - target)^2 * mask).sum() / mask.sum() with a mask of (B, 1, h, w), so 4 channels add up."""
     prediction, target = tensors
     mask = masks()
     per_view = [(((prediction - target).square() * mask)[view].sum() / mask[view].sum()) for view in range(3)]
-    ours = openmoji.finetune.instance_weight * instance_loss(prediction, target, mask)
+    config = FinetuneConfig(steps=1, learning_rate=1, modifier_learning_rate=1)
+    ours = config.instance_weight * instance_loss(prediction, target, mask)
     torch.testing.assert_close(ours, torch.stack(per_view).mean())
-    assert openmoji.finetune.instance_weight / openmoji.finetune.prior_weight == 4
+    assert config.instance_weight / config.prior_weight == 4
 
 
 def scheduler(kind: str) -> DDPMScheduler:
