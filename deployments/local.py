@@ -5,7 +5,6 @@ python -m deployments.local run customize/cat --param 'train={"steps": 100}'
 """
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Annotated
 
@@ -66,27 +65,33 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command()
 def run(
-    context: typer.Context,
     deployment: Annotated[str, typer.Argument(help="<flow>/<deployment>")] = "customize/cat",
+    param: Annotated[list[str] | None, typer.Option(help="name=value, the value in JSON; may be repeated")] = None,
 ) -> None:
-    """Run a deployment and watch it; what follows its name goes to `prefect deployment run`."""
-    from deployments import stack
+    """Run a deployment and follow it."""
+    from prefect.client.orchestration import get_client
+
+    from deployments import stack, watch
 
     local = stack.from_settings()
     local.require_worker()
-    watch = ("--watch", "--watch-timeout", str(WATCH_SECONDS))
-    try:
-        done = subprocess.run((*stack.PREFECT, "deployment", "run", deployment, *watch, *context.args), check=False)
-    except KeyboardInterrupt:
-        say(f"no longer watching; the run goes on: {local.ui_url}/runs")
-        raise typer.Exit(INTERRUPTED) from None
-    if done.returncode:
-        raise ServiceError(
-            f"{deployment}: found a run that did not complete, need it completed; see above and {local.ui_url}"
-        )
-    report = report_url(local.files_url, deployment.partition("/")[2])
+    with get_client(sync_client=True) as client:
+        flow_run = watch.start(client, deployment, param or [])
+        url = f"{local.ui_url}/runs/flow-run/{flow_run.id}"
+        say(f"{deployment}: {url}")
+        try:
+            with console.status("") as status:
+                done = watch.follow(client, flow_run.id, WATCH_SECONDS, say, status.update)
+        except KeyboardInterrupt:
+            say(f"no longer watching; the run goes on: {url}")
+            raise typer.Exit(INTERRUPTED) from None
+    if not (done.state and done.state.is_completed()):
+        why = done.state.message if done.state else "no state"
+        raise ServiceError(f"{deployment}: found it {done.state_name}: {why}; see {url}")
+    say(f"done in {done.total_run_time.total_seconds():.0f} s")
+    report = report_url(local.files_url, str(done.parameters.get("concept", "")))
     if report:
         say(f"report: {report}")
     say(f"UI: {local.ui_url}")

@@ -14,7 +14,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.evaluation.results import PromptRow, compare, side_by_side
 from customdiff_core.settings import REPOSITORY
 
-PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 17
+PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 15
 COLUMNS = 2
 
 
@@ -47,7 +47,7 @@ def tile(row: PromptRow) -> Image.Image:
     strips = [figures.montage(pngs, SEEDS, SIDE, gap=GAP) for pngs in (row.base, row.customized)]
     width, height = strips[0].size
     picture = Image.new("RGB", (2 * width + 12, height + LINE), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
     for number, (strip, prompt) in enumerate(zip(strips, (row.base_prompt, row.prompt), strict=True)):
         left = number * (width + 12)
         draw.text((left, 1), prompt, fill="#333333", font=font)

@@ -1,0 +1,94 @@
+"""Start a deployment run and follow it, a line a stage: what a person wants to read while waiting."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from customdiff_core.errors import ServiceError
+
+POLL_SECONDS = 1.0
+
+Say = Callable[[str], None]
+
+
+def start(client: SyncPrefectClient, deployment: str, parameters: list[str]) -> FlowRun:
+    """Create a run of "<flow>/<deployment>".
+
+    Args:
+        client: of the local server.
+        deployment: its name.
+        parameters: "name=value" each, the value in JSON, or plain text.
+
+    Raises:
+        ServiceError: for an unknown deployment, or parameters that its form refuses.
+    """
+    try:
+        found = client.read_deployment_by_name(deployment)
+    except ObjectNotFound as error:
+        known = sorted(f"{client.read_flow(one.flow_id).name}/{one.name}" for one in client.read_deployments())
+        raise ServiceError(f"deployment: found no {deployment}, need one of {', '.join(known)}") from error
+    values = dict(_parameter(text) for text in parameters)
+    try:
+        return client.create_flow_run_from_deployment(found.id, parameters=values)
+    except PrefectHTTPStatusError as error:
+        detail = error.response.json().get("detail", error.response.text)
+        raise ServiceError(f"{deployment}: found parameters that its form refuses: {detail}; correct them") from error
+
+
+def follow(client: SyncPrefectClient, run: UUID, seconds: float, say: Say, now: Say) -> FlowRun:
+    """Wait for a run's end, telling each stage's state once it has one.
+
+    Args:
+        client: of the local server.
+        run: which.
+        seconds: how long to wait.
+        say: given a line for every finished stage.
+        now: given a short text about what is going on.
+
+    Raises:
+        ServiceError: when the time is over; the run goes on.
+    """
+    told: set[UUID] = set()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        flow_run = client.read_flow_run(run)
+        stages = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
+        for stage in sorted(stages, key=lambda one: str(one.end_time)):
+            if stage.state and stage.state.is_final() and stage.id not in told:
+                told.add(stage.id)
+                say(_line(stage))
+        if flow_run.state and flow_run.state.is_final():
+            return flow_run
+        working = [_stage(one) for one in stages if one.state and not one.state.is_final()]
+        now(f"{' and '.join(working) or 'waiting for the worker'} ...")
+        time.sleep(POLL_SECONDS)
+    raise ServiceError(
+        f"flow run {run}: found it unfinished after {seconds:.0f} s, need it finished; it goes on: see the UI"
+    )
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise ServiceError(f"parameter: found {text!r}, need name=value, such as concept=dog")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _stage(stage: TaskRun) -> str:
+    return stage.name.rsplit("-", 1)[0]
+
+
+def _line(stage: TaskRun) -> str:
+    seconds = stage.total_run_time.total_seconds()
+    state = stage.state.name if stage.state else ""
+    return f"  {_stage(stage):12} {(state or '').lower():10} {seconds:6.1f} s"
