@@ -97,8 +97,12 @@ class Stack:
         return {one["key"]: str(one["data"]) for one in self.post("artifacts/filter", wanted)}
 
     def post(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        """Ask the server's API."""
-        answer = self.api.request(method, path, json=body)
+        """Ask the server's API; like Prefect's own client, again when its database is busy (503)."""
+        for pause in (0.5, 1, 2, 4, 8, 0):
+            answer = self.api.request(method, path, json=body)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(pause)
         answer.raise_for_status()
         return answer.json()
 
