@@ -19,7 +19,7 @@ from customdiff_core.settings import Settings
 
 def build_index(
     profile: Profile,
-    config: IndexConfig,
+    config: IndexConfig = IndexConfig(),
     *,
     store: Store,
     runtime: Runtime = Runtime(),

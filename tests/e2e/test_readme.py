@@ -18,7 +18,7 @@ def test_the_readmes_example_runs_all_stages_without_prefect(
     readme = (REPOSITORY / "README.md").read_text()
     example = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
     assert example
-    assert len(example[1].strip().splitlines()) <= 18
+    assert len(example[1].strip().splitlines()) <= 16
     monkeypatch.setenv("CUSTOMDIFF_STORE", str(stack.folder / "store"))
     monkeypatch.setitem(profiles.BUILDERS, "openmoji", small(profiles.BUILDERS["openmoji"]()))
 
