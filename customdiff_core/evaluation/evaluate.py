@@ -96,7 +96,9 @@ def evaluate(
         tables.write(folder / "scores.parquet", scores)
         sources = {**samples, "validation": validation(concept, profile, config.kid_images, store=store)}
         tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in sources.items()])
-        return tables.write(folder / "metrics.parquet", rows)
+        trained = store.manifest(delta).recipe.config
+        origin = {"method": trained["method"], "seed": trained["seed"]}
+        return tables.write(folder / "metrics.parquet", [{**row, **origin} for row in rows])
 
     return store.make(stages.evaluate(concept, delta, profile, config), produce)
 
@@ -197,12 +199,10 @@ def _kid_rows(
 def _row(subject: str, metric: str, profile: Profile, value: float, low: float, high: float, n: int) -> tables.Row:
     return {
         "subject": subject,
-        "method": "custom-diffusion",
         "metric": metric,
         "extractor": profile.judge.name,
         "value": value,
         "ci_low": low,
         "ci_high": high,
         "n": n,
-        "seed": profile.finetune.seed,
     }

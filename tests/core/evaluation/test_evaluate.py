@@ -56,6 +56,11 @@ def test_every_metric_has_a_row_for_both_models_and_their_difference(metrics: pd
     assert set(metrics["metric"]) == ALIGNMENT | {"kid"}
 
 
+def test_method_and_seed_are_those_of_the_training_that_was_evaluated(chain, metrics: pd.DataFrame):
+    assert set(metrics["method"]) == {chain.finetune_config.method}
+    assert set(metrics["seed"]) == {chain.finetune_config.seed}
+
+
 def test_every_value_lies_in_its_interval(metrics: pd.DataFrame):
     assert metrics[["value", "ci_low", "ci_high"]].notna().all(axis=None)
     assert (metrics["ci_low"] <= metrics["value"]).all()
