@@ -83,7 +83,7 @@ def openmoji() -> Profile:
         finetune=FinetuneConfig(
             steps=700,
             learning_rate=5e-4,
-            modifier_learning_rate=5e-3,
+            modifier_learning_rate=4e-3,
             batch_size=8,
             prior_weight=2.0,
             ema_decay=0.99,

@@ -21,4 +21,5 @@ def encode(components: Components, prompts: Sequence[str]) -> torch.Tensor:
     unique = list(dict.fromkeys(prompts))
     features = components.text_encoder(token_ids(components, unique)).last_hidden_state
     rows = torch.tensor([unique.index(prompt) for prompt in prompts], device=features.device)
-    return features[rows]
+    # Not features[rows]: the gradient of indexing adds in whatever order the threads come, and equal runs would differ.
+    return features.index_select(0, rows)

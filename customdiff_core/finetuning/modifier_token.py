@@ -31,7 +31,8 @@ class ModifierEmbedding(nn.Module):
         """Embed ids (B, L) to (B, L, D)."""
         known = self.table.num_embeddings
         frozen = self.table(ids.clamp(max=known - 1))
-        modified = self.rows[(ids - known).clamp(min=0)]
+        # Not self.rows[...]: the gradient of indexing adds in whatever order the threads come.
+        modified = nn.functional.embedding((ids - known).clamp(min=0), self.rows)
         return torch.where((ids >= known).unsqueeze(-1), modified, frozen)
 
 
