@@ -84,7 +84,8 @@ def training_step(store: Store) -> tuple[str, Callable[[], object], Callable[[],
         loss.backward()
         optimizer.step()
 
-    return "training step, batch 4 + 4", plain, trainer.train_step
+    size = profile.finetune.batch_size
+    return f"training step, batch {size} + {size}", plain, trainer.train_step
 
 
 def drawing() -> tuple[str, Callable[[], object], Callable[[], object]]:
