@@ -24,6 +24,7 @@ from customdiff_core.config import (
     RetrieveConfig,
     SampleConfig,
 )
+from customdiff_core.errors import StoreError
 from customdiff_core.evaluation.results import (
     PromptRow,
     compare,
@@ -75,7 +76,15 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile, *, st
 
     Returns:
         A `report` artifact: report.html.
+
+    Raises:
+        StoreError: if an artifact that the metrics were made from is no longer in the store.
     """
+    if missing := [kind for kind in STAGES if kind != "index" and kind not in chain]:
+        raise StoreError(
+            f"report of metrics {chain['metrics'].key}: found no {', '.join(missing)} that it was made from, need each "
+            f"stage's artifact; run customize/{concept.name} again"
+        )
 
     def produce(folder: Path) -> int:
         (folder / "report.html").write_text(render(concept, chain, profile, store), encoding="utf-8")

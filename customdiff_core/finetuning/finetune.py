@@ -1,7 +1,6 @@
 """Finetune: Custom Diffusion. Only K, V and V* are trained, on the concept and its regularization images together."""
 
 import json
-import logging
 from pathlib import Path
 
 import torch
@@ -20,8 +19,6 @@ from customdiff_core.finetuning.modifier_token import add_modifier_tokens
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import draw_images
-
-logger = logging.getLogger(__name__)
 
 
 def finetune(
@@ -56,9 +53,6 @@ def finetune(
     def produce(folder: Path) -> int:
         trainer = make_trainer(concept, training_set, profile, config, store, runtime)
         scratch = store.scratch(recipe.kind, recipe.base_key)
-        trainer.resume(scratch)
-        if trainer.step:
-            logger.info("going on from the checkpoint of step %d", trainer.step)
         vae = load_vae(profile.model).to(trainer.components.device)
 
         def on_step(state: Trainer) -> None:
@@ -74,7 +68,8 @@ def finetune(
         _write_previews(folder / "previews.parquet", scratch, config)
         return config.steps
 
-    return store.make(recipe, produce, volatile=("history.parquet",))
+    # Seconds and the last bit of a picture differ from process to process; the weights do not.
+    return store.make(recipe, produce, volatile=("history.parquet", "previews.parquet"))
 
 
 def make_trainer(

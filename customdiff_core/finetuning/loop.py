@@ -1,5 +1,6 @@
 """The training loop: concept and regularization images in one forward, from cached latents."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Generator
@@ -18,6 +19,8 @@ from customdiff_core.finetuning.checkpoints import newest_checkpoint, save_check
 from customdiff_core.finetuning.components import Components
 from customdiff_core.finetuning.loss import instance_loss, prior_loss, target_of
 from customdiff_core.seeding import torch_generator
+
+logger = logging.getLogger(__name__)
 
 HISTORY = ("loss", "instance_loss", "prior_loss", "gradient_norm")
 
@@ -176,6 +179,7 @@ class Trainer:
         self.saved_step = self.step
         if not state:
             return
+        logger.info("going on from the checkpoint of step %d", self.step)
         with torch.no_grad():
             for name, tensor in self.trained.items():
                 tensor.copy_(state[f"weight.{name}"])

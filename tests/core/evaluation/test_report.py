@@ -6,6 +6,7 @@ import pytest
 from customdiff_core import stages
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
+from customdiff_core.errors import StoreError
 from customdiff_core.evaluation.report import render, report
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views
 from customdiff_core.profiles import Profile
@@ -60,6 +61,16 @@ def test_equal_artifacts_give_an_equal_page(
     page: str, store: Store, chain: dict[str, Artifact], cat: Concept, openmoji: Profile
 ) -> None:
     assert render(cat, chain, openmoji, store) == page
+
+
+def test_a_chain_with_a_hole_says_which_stage_is_gone(
+    store: Store, chain: dict[str, Artifact], cat: Concept, openmoji: Profile
+) -> None:
+    hole = {kind: one for kind, one in chain.items() if kind not in ("training_set", "regularization")}
+    with pytest.raises(
+        StoreError, match="found no regularization, training_set that it was made from.*run customize/cat again"
+    ):
+        report(cat, hole, openmoji, store=store)
 
 
 def test_every_prompt_is_shown_with_every_seed_of_both_models(page: str) -> None:

@@ -74,6 +74,8 @@ def test_previews_come_every_so_often_and_at_the_end(chain, linked: Store):
     assert table["step"].tolist() == [4, 6]
     assert images.open_trusted(table["image"][0]).size == (128, 64)
     assert table["image"][0] != table["image"][1]
+    volatile = {file.name for file in linked.manifest(made).files if file.volatile}
+    assert volatile == {"history.parquet", "previews.parquet"}  # a picture's last bit is no reason to evaluate again
 
 
 def test_a_run_that_went_on_makes_the_same_artifact_as_a_long_one(chain, linked: Store, tmp_path):
