@@ -1,5 +1,5 @@
 """A concept: a folder with a `concept.yaml`, a few pictures in `images/` and, if there are any, others in `held_out/`
-that training never sees and evaluation compares with."""
+that training never sees and evaluation compares with; `others/` holds look-alikes that it must not be taken for."""
 
 import difflib
 import re
@@ -39,6 +39,7 @@ class Concept(Frozen):
     prompts: tuple[str, ...]
     images: tuple[Picture, ...]
     held_out: tuple[Picture, ...] = ()
+    others: tuple[Picture, ...] = ()
     licence: str = ""
     attribution: str = ""
     folder: Path = Field(exclude=True)
@@ -139,8 +140,8 @@ def load_folder(folder: Path, prompts: Sequence[str] | None = None) -> Concept:
             f"{folder}/images: found no pictures, need 4 to 6 of the concept ({', '.join(sorted(images.SUFFIXES))})"
         )
     fields = spec.model_dump(exclude={"prompts"}) | {"title": spec.title or spec.name}
-    held_out = _pictures(folder / "held_out", folder)
-    return Concept(**fields, prompts=evaluation, images=pictures, held_out=held_out, folder=folder)
+    held_out, others = (_pictures(folder / name, folder) for name in ("held_out", "others"))
+    return Concept(**fields, prompts=evaluation, images=pictures, held_out=held_out, others=others, folder=folder)
 
 
 def read_prompts(folder: Path, file: str) -> tuple[str, ...]:

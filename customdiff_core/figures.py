@@ -25,6 +25,8 @@ METRICS = {
     "image_alignment_training": "Image alignment, training pictures",
     "image_alignment_held_out": "Image alignment, held-out pictures",
     "text_alignment": "Text alignment",
+    "recognised": "Taken for this one, by the judge",
+    "recognised_by_colour": "Taken for this one, by its colours",
     "kid": "KID × 10³",
     "nearest_training": "Likeness to the nearest training picture",
 }

@@ -24,7 +24,18 @@ TENSOR_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 # so that a new profile, a clearer error or another stage's setting makes nothing again.
 DECLARATIVE = frozenset(
     f"customdiff_core.{name}"
-    for name in ("artifacts", "config", "errors", "profiles", "progress", "recipes", "settings", "stages")
+    for name in (
+        "artifacts",
+        "config",
+        "errors",
+        "pretraining.config",
+        "pretraining.stages",
+        "profiles",
+        "progress",
+        "recipes",
+        "settings",
+        "stages",
+    )
 )
 CLIP_LIBRARIES = ("torch", "open_clip_torch", "numpy", "pillow")
 

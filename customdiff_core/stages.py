@@ -32,7 +32,7 @@ REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 
 def build_index(profile: Profile, config: IndexConfig) -> Recipe:
     """The embedded corpus: the drawings, how many scenes of them, and the encoder."""
-    drawings = Settings().data / "models" / "openmoji" / "drawings.csv"
+    drawings = Settings().data / "world" / "drawings.csv"
     return Recipe(
         kind="index",
         inputs={"drawings": digest_of(drawings.read_text()), "encoder": encoder_digest(profile.retrieval_encoder)},
@@ -135,7 +135,7 @@ def validation(concept: Concept, profile: Profile, count: int) -> Recipe:
 
 def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: EvaluateConfig) -> Recipe:
     """The customized model, the prompts, the pictures compared with, and the judge."""
-    pictures = [[picture.sha256 for picture in group] for group in (concept.images, concept.held_out)]
+    pictures = [[picture.sha256 for picture in group] for group in (concept.images, concept.held_out, concept.others)]
     return Recipe(
         kind="metrics",
         inputs={

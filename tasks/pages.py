@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 import pandas as pd
+from PIL import Image
 
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
@@ -145,6 +146,26 @@ def generated(samples: Artifact, here: Store) -> str:
         )
 
     return _page("Generated images", samples, here, body)
+
+
+def pretrained(model: Artifact, measured: Artifact, here: Store) -> str:
+    """What base models draw for 64 held-out captions, unpicked, and their figures beside those of true scenes."""
+    table = tables.read(here, measured, "figures")
+    columns = list(dict.fromkeys(table["model"]))
+    wide = table.pivot(index="figure", columns="model", values="value")[columns]
+    lines = [(str(name), *("–" if pd.isna(one) else number(one) for one in row)) for name, row in wide.iterrows()]
+    grids = {path.stem: Image.open(path) for path in sorted(here.path(measured).glob("*.png"))}
+
+    def body(side: int) -> str:
+        width = 16 * side
+        shown = {
+            name: figures.image_uri(sheet.resize((width, round(sheet.height * width / sheet.width))))
+            for name, sheet in grids.items()
+        }
+        sheets = "\n\n".join(f"### {escape(name)}\n\n{image(uri, name)}" for name, uri in shown.items())
+        return f"{_table(['figure', *columns], lines)}\n\n64 held-out captions, one seed, none picked:\n\n{sheets}"
+
+    return _page("Base model", model, here, body)
 
 
 def provenance(manifest: Manifest, producer: str) -> str:

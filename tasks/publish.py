@@ -63,6 +63,11 @@ def generated(samples: Artifact) -> None:
     _send("generate", pages.generated(samples, store()))
 
 
+def pretrained(model: Artifact, figures: Artifact) -> None:
+    """Show a base model's figures and what it draws."""
+    _send("pretrain-openmoji", pages.pretrained(model, figures, store()))
+
+
 @contextmanager
 def progress(key: str, description: str) -> Generator[Progress]:
     """Yield a Progress that moves a bar in the UI and writes to the run's log; a silent server fails no stage."""

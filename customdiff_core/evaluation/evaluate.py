@@ -13,6 +13,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
+from customdiff_core.evaluation.identity import colours, recognised
 from customdiff_core.evaluation.intervals import crossed_bootstrap
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
@@ -164,7 +165,24 @@ def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, sto
     if concept.held_out:
         held_out = judge.images([concept.read(picture, "held_out") for picture in concept.held_out])
         scores["image_alignment_held_out"] = image_alignment(drawn, held_out)
+    if concept.others:
+        scores |= _identity(concept, table["image"].tolist(), drawn, judge)
     return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
+
+
+def _identity(concept: Concept, drawn: list[bytes], seen: Vectors, judge: Judge) -> dict[str, np.ndarray]:
+    """Whether each image is taken for the concept and not for a look-alike, by the judge and by its colours."""
+    groups = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}
+    read = {name: [concept.read(picture, name) for picture in group] for name, group in groups.items()}
+    own, others = read["images"] + read["held_out"], read["others"]
+
+    def palette(data: list[bytes]) -> Vectors:
+        return np.stack([colours(images.open_trusted(one)) for one in data])
+
+    return {
+        "recognised": recognised(seen, judge.images(own), judge.images(others)),
+        "recognised_by_colour": recognised(palette(drawn), palette(own), palette(others)),
+    }
 
 
 def _alignment_rows(scores: pd.DataFrame, profile: Profile, config: EvaluateConfig) -> list[tables.Row]:

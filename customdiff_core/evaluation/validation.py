@@ -35,7 +35,7 @@ def validation(concept: Concept, profile: Profile, count: int, *, store: Store) 
 
 
 def _draw(concept: Concept, profile: Profile, count: int) -> list[tables.Row]:
-    drawings = load_drawings(Settings().data / "models" / "openmoji" / "drawings.csv")
+    drawings = load_drawings(Settings().data / "world" / "drawings.csv")
     scenes = sample_category_scenes(drawings, concept.category, count, 0, purpose="validation")
     side = profile.augment.resolution
     return [{"caption": scene.caption, "image": images.encode(render_scene(scene, side))} for scene in scenes]

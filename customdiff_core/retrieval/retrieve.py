@@ -33,7 +33,7 @@ def build_index(
 
     def produce(folder: Path) -> int:
         encoder = Encoder(profile.retrieval_encoder, runtime.device)
-        drawings = Settings().data / "models" / "openmoji" / "drawings.csv"
+        drawings = Settings().data / "world" / "drawings.csv"
         return build(folder, drawings, profile.augment.resolution, config, encoder, progress)
 
     return store.make(stages.build_index(profile, config), produce)

@@ -1,10 +1,13 @@
 """Captioned scenes: what the embedded base model is trained on and what its retrieval index holds.
 
-A scene is one drawing (75 %) or two side by side on a flat background, near or far, sometimes off-centre, upside down
-or black and white; its caption says so in words: "a far away cat on a blue background", "photo of a pizza and a dog".
+A scene is one thing (70 %) or two side by side before a flat colour, a pattern or a simple place, near or far, sometimes
+off-centre, upside down or black and white. Things come in many colours: their own, another, or two. The caption says so
+in the words that prompts use: "a far away teal cat on a blue background", "photo of a red and white car and a dog".
+
 Sampling gives plain records and rendering is a pure function of one, so that a corpus can be counted undrawn.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,39 +18,30 @@ from PIL import Image
 
 from customdiff_core.errors import WorldError
 from customdiff_core.seeding import numpy_rng
-from customdiff_core.world.drawings import Drawing, render
+from customdiff_core.world import settings
+from customdiff_core.world.colours import COLOURS, name_of
+from customdiff_core.world.drawings import MASTER, Drawing, layers
 
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {
-    "red": (214, 60, 54),
-    "orange": (240, 140, 40),
-    "yellow": (245, 214, 80),
-    "green": (80, 170, 80),
-    "teal": (40, 150, 150),
-    "blue": (60, 110, 210),
-    "purple": (130, 80, 190),
-    "pink": (240, 150, 190),
-    "brown": (130, 90, 60),
-    "gray": (140, 140, 140),
-    "black": (25, 25, 25),
-    "white": (250, 250, 250),
+# The concepts that people customize: no scene shows their colouring, main paint and second paint.
+RESERVED: Mapping[str, frozenset[tuple[str, str]]] = {
+    "cat": frozenset({("teal", "pink"), ("teal", "red"), ("teal", "purple")}),
+    "dog": frozenset({("purple", "green"), ("purple", "yellow")}),
+    "teddy bear": frozenset({("blue", "yellow"), ("blue", "orange")}),
+    "house": frozenset({("green", "purple"), ("teal", "purple"), ("white", "purple")}),
+    "car": frozenset({("pink", "green"), ("pink", "yellow")}),
+    "flower": frozenset({("blue", "orange"), ("blue", "yellow")}),
+    "chair": frozenset({("red", "teal"), ("red", "green"), ("red", "blue")}),
+    "turtle": frozenset({("orange", "purple"), ("orange", "blue")}),
 }
-COLOURS = tuple(BACKGROUNDS)
+# Category -> factor on its drawings' weights in the retrieval corpus: each has its 200 regularization images and more.
+CORPUS_BOOST: Mapping[str, float] = {"teddy bear": 1.6, "turtle": 1.6, "teapot": 1.6}
 
-# Category -> factor on its drawings' weights. A concept's category is common on the web, and prior preservation needs
-# 200 images of it: with these, 10 000 scenes hold 400 captions or more of each (of cats anyway: they have 11 drawings).
-CORPUS_BOOST: Mapping[str, float] = {"cat": 1.0, "dog": 1.5, "teddy bear": 7.0, "house": 2.75}
-
-# Names that contain a category's word and show something else.
-IMPOSTORS: Mapping[str, frozenset[str]] = {"dog": frozenset({"hot dog"})}
-
-PLURAL = re.compile(
-    "beans|blueberries|cherries|chopsticks|clinking beer mugs|french fries|glasses|gloves|grapes|pancakes|paw prints"
-    "|peanuts|socks"
-)
 VOWEL_SOUND = re.compile(r"(?!ewe|uni)[aeiou]", re.IGNORECASE)
 
+SHADE = 0.72  # of a colour, where a drawing has a darker paint of the same kind
+
 # Place -> direction of the shift from the centre, x to the right and y down.
-PLACES: dict[str, tuple[int, int]] = {
+SIDES: dict[str, tuple[int, int]] = {
     "on the left": (-1, 0),
     "on the right": (1, 0),
     "at the top": (0, -1),
@@ -55,55 +49,49 @@ PLACES: dict[str, tuple[int, int]] = {
 }
 # Range of scales -> how captions say it: far, plain and near.
 SIZES = (
-    ((0.35, 0.5), ("a far away", "very small")),
+    ((0.35, 0.5), ("far away", "very small")),
     ((0.6, 0.95), ("",)),
     ((1.05, 1.35), ("zoomed in", "close up")),
 )
-PAIR_SCALES = (0.4, 0.52)
+PAIR_SCALES = (0.42, 0.54)
+MEDIA = ("", "photo of ", "picture of ", "drawing of ")
+MEDIA_ODDS = (0.5, 0.38, 0.06, 0.06)
 
 
 @dataclass(frozen=True)
 class Thing:
     """One drawing placed in a scene; lengths are fractions of the picture's side."""
 
-    code: str
-    name: str
+    drawing: Drawing
+    paint: tuple[str, ...]  # (): its own colours; ("teal",): all of it; ("teal", "pink"): main and second
     scale: float
     x: float  # centre, from the left
     y: float  # centre, from the top
     flip: bool = False
+    turn: float = 0.0  # degrees, counter-clockwise; too little to be named
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything needed to draw a picture, and the caption that describes it."""
+    """Everything needed to draw a picture and to word its caption; equal scenes give equal pictures and captions."""
 
-    caption: str
     things: tuple[Thing, ...]
-    background: str
+    setting: str
+    size: str = ""  # "far away", "zoomed in"
+    side: str = ""  # "on the left"
     upside_down: bool = False
     black_and_white: bool = False
+    seed: int = 0  # shades of the colours, shapes of the setting, and which of several wordings
 
-
-def of_category(name: str, category: str) -> bool:
-    """Say whether a drawing's name belongs to the category, by whole words: "cat face" is a cat, "cattle" is not."""
-    whole_word = re.search(rf"\b{re.escape(category)}\b", name, re.IGNORECASE)
-    return whole_word is not None and name not in IMPOSTORS.get(category, frozenset())
+    @property
+    def caption(self) -> str:
+        """What the picture shows, in words."""
+        return _caption(self)
 
 
 def with_article(name: str) -> str:
-    """Put a or an before a name by its sound; plural names stay bare."""
-    if PLURAL.fullmatch(name):
-        return name
+    """Put a or an before a name by its sound."""
     return f"{'an' if VOWEL_SOUND.match(name) else 'a'} {name}"
-
-
-def sample_scene(
-    drawings: Sequence[Drawing], rng: np.random.Generator, *, boost: Mapping[str, float] | None = None
-) -> Scene:
-    """Draw one scene; `boost` multiplies the weights of each category it names."""
-    odds = _odds(drawings, boost or {})
-    return _compose(_pick(drawings, odds, rng), drawings, odds, rng)
 
 
 def sample_scenes(
@@ -116,12 +104,19 @@ def sample_scenes(
 ) -> list[Scene]:
     """Draw `count` scenes, the same for the same arguments; another seed or purpose shares none of its randomness.
 
+    Args:
+        drawings: what may be drawn; held-out ones are passed over.
+        count: how many.
+        seed: of the randomness.
+        purpose: names the randomness: "corpus", "training", "validation".
+        boost: multiplies the weights of each category it names.
+
     Raises:
         WorldError: if there are no drawings, or a boosted category has none.
     """
     rng = numpy_rng("scenes", purpose, seed)
-    odds = _odds(drawings, boost or {})
-    return [_compose(_pick(drawings, odds, rng), drawings, odds, rng) for _ in range(count)]
+    deck = Deck(drawings, boost or {})
+    return [_compose(deck.draw(rng), deck, rng) for _ in range(count)]
 
 
 def sample_category_scenes(
@@ -133,109 +128,219 @@ def sample_category_scenes(
         WorldError: if no drawing is of the category.
     """
     rng = numpy_rng("category scenes", purpose, category, seed)
-    members = [drawing for drawing in drawings if of_category(drawing.name, category)]
-    _need_members(category, members, drawings)
-    odds, member_odds = _odds(drawings, {}), _odds(members, {})
-    return [_compose(_pick(members, member_odds, rng), drawings, odds, rng) for _ in range(count)]
+    deck, members = Deck(drawings, {}), Deck([one for one in drawings if one.category == category], {}, category)
+    return [_compose(members.draw(rng), deck, rng) for _ in range(count)]
+
+
+def sibling(scene: Scene, drawings: Sequence[Drawing], rng: np.random.Generator) -> Scene:
+    """A scene that differs in one thing that captions say: another colour, pose, category, setting, or paints exchanged.
+
+    Hard negatives for a contrastive model: only who looks at the difference can tell the two captions apart.
+    """
+    first = scene.things[0]
+    if len(scene.things) == 2 and rng.random() < 0.5:
+        return _exchanged(scene, rng)
+    kind = rng.choice(4, p=(0.45, 0.15, 0.2, 0.2))
+    if kind == 1:
+        poses = [one for one in drawings if one.category == first.drawing.category and not one.held_out]
+        changed = dataclasses.replace(first, drawing=poses[int(rng.integers(len(poses)))])
+    elif kind == 2:
+        changed = dataclasses.replace(first, drawing=Deck(drawings, {}).draw(rng))
+    elif kind == 3:
+        return dataclasses.replace(scene, setting=_setting(rng))
+    else:
+        changed = first
+    if kind == 0 or not _allowed(changed.drawing, changed.paint):
+        changed = dataclasses.replace(changed, paint=_paint(changed.drawing, scene.setting, rng))
+    return dataclasses.replace(scene, things=(changed, *scene.things[1:]))
+
+
+def _exchanged(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Two things that exchange their places or their paints."""
+    left, right = scene.things
+    if rng.random() < 0.5 and _allowed(left.drawing, right.paint) and _allowed(right.drawing, left.paint):
+        things = dataclasses.replace(left, paint=right.paint), dataclasses.replace(right, paint=left.paint)
+    else:
+        things = dataclasses.replace(right, x=left.x), dataclasses.replace(left, x=right.x)
+    return dataclasses.replace(scene, things=things)
+
+
+class Deck:
+    """Drawings to draw from by weight, boosted; held-out ones are not in it."""
+
+    def __init__(self, drawings: Sequence[Drawing], boost: Mapping[str, float], what: str = "any category") -> None:
+        self.drawings = [one for one in drawings if not one.held_out]
+        if unknown := sorted(set(boost) - {one.category for one in self.drawings}):
+            what = unknown[0]
+        if unknown or not self.drawings:
+            raise WorldError(
+                f"drawings of {what}: found 0 of {len(drawings)}, need at least 1; use a category of drawings.csv"
+            )
+        self.odds = list(accumulate(one.weight * boost.get(one.category, 1.0) for one in self.drawings))
+
+    def draw(self, rng: np.random.Generator) -> Drawing:
+        """One of them."""
+        return self.drawings[int(np.searchsorted(self.odds, rng.uniform(0, self.odds[-1]), side="right"))]
 
 
 def render_scene(scene: Scene, size: int = 64) -> Image.Image:
     """Draw the scene as a `size` x `size` RGB picture."""
-    picture = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
+    rng = numpy_rng("picture", scene.seed)
+    canvas = np.asarray(settings.draw(scene.setting, size, rng)).astype(np.float32) / 255
     for thing in scene.things:
-        # One cached master a drawing, 1.5 to 6 times as large as shown: shrinking it is the antialiasing.
-        master = render(thing.code, 2 * size)
-        side = max(1, round(thing.scale * size))
-        shown = master.resize((side, side), Image.Resampling.BICUBIC)
-        if thing.flip:
-            shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        if scene.upside_down:
-            # Each thing turns where it stands, so that "on the left" stays true.
-            shown = shown.transpose(Image.Transpose.ROTATE_180)
-        picture.paste(shown, (round(thing.x * size - side / 2), round(thing.y * size - side / 2)), shown)
+        _put(canvas, _picture(thing, scene.upside_down, size, rng), thing, size)
+    picture = Image.fromarray((canvas * 255 + 0.5).astype(np.uint8))
     return picture.convert("L").convert("RGB") if scene.black_and_white else picture
 
 
-def _odds(drawings: Sequence[Drawing], boost: Mapping[str, float]) -> list[float]:
-    """Return the cumulative weights of the drawings, boosted."""
-    weights = {drawing.code: drawing.weight for drawing in drawings}
-    for category, factor in boost.items():
-        members = [drawing for drawing in drawings if of_category(drawing.name, category)]
-        _need_members(category, members, drawings)
-        weights.update({member.code: weights[member.code] * factor for member in members})
-    if not weights:
-        raise WorldError("drawings: found 0, need at least 1; pass the rows of drawings.csv")
-    return list(accumulate(weights.values()))
+def painted(thing: Thing, rng: np.random.Generator) -> Image.Image:
+    """The drawing in its paint, MASTER pixels a side, RGBa: colours premultiplied by alpha."""
+    parts = layers(thing.drawing.code, thing.drawing.paint)
+    main, second = _colours(thing, rng)
+    picture = np.empty((MASTER, MASTER, 4), np.float32)
+    picture[..., :3] = parts.rest + parts.main[..., None] * main + parts.second[..., None] * second
+    picture[..., 3] = parts.alpha
+    picture[..., :3] = np.minimum(picture[..., :3], picture[..., 3:])
+    return Image.fromarray((picture * 255 + 0.5).astype(np.uint8), "RGBa")
 
 
-def _need_members(category: str, members: Sequence[Drawing], drawings: Sequence[Drawing]) -> None:
-    if not members:
-        raise WorldError(
-            f"drawings of category {category!r}: found 0 of {len(drawings)}, need at least 1; "
-            "use a word that occurs in drawings.csv"
-        )
+def _colours(thing: Thing, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Main and second paint, 0..1."""
+    parts = layers(thing.drawing.code, thing.drawing.paint)
+    own = np.array(parts.main_colour) / 255, np.array(parts.second_colour) / 255
+    if not thing.paint:
+        return own
+    named = [np.array(settings.near(COLOURS[name], rng)) / 255 for name in thing.paint]
+    if len(named) == 2:
+        return named[0], named[1]
+    return named[0], SHADE * named[0] if parts.related else own[1]
+
+
+def _picture(thing: Thing, upside_down: bool, size: int, rng: np.random.Generator) -> Image.Image:
+    side = max(1, round(thing.scale * size))
+    shown = painted(thing, rng)
+    if thing.turn:
+        shown = shown.rotate(thing.turn, Image.Resampling.BILINEAR)
+    shown = shown.resize((side, side), Image.Resampling.BOX if side < MASTER // 2 else Image.Resampling.BILINEAR)
+    if thing.flip:
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    # Each thing turns where it stands, so that "on the left" stays true.
+    return shown.transpose(Image.Transpose.ROTATE_180) if upside_down else shown
+
+
+def _put(canvas: np.ndarray, shown: Image.Image, thing: Thing, size: int) -> None:
+    """Lay a premultiplied picture over the canvas, cut at its edges."""
+    side = shown.width
+    left, top = round(thing.x * size - side / 2), round(thing.y * size - side / 2)
+    x0, y0, x1, y1 = max(0, left), max(0, top), min(size, left + side), min(size, top + side)
+    pixels = np.asarray(shown).astype(np.float32)[y0 - top : y1 - top, x0 - left : x1 - left] / 255
+    canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - pixels[..., 3:]) + pixels[..., :3]
 
 
 def _one_of(choices: Sequence[str], rng: np.random.Generator) -> str:
     return choices[int(rng.random() * len(choices))]
 
 
-def _pick(drawings: Sequence[Drawing], odds: Sequence[float], rng: np.random.Generator) -> Drawing:
-    return drawings[int(np.searchsorted(odds, rng.uniform(0, odds[-1]), side="right"))]
+def _allowed(drawing: Drawing, paint: tuple[str, ...]) -> bool:
+    return paint not in RESERVED.get(drawing.category, frozenset())
 
 
-def _compose(first: Drawing, drawings: Sequence[Drawing], odds: Sequence[float], rng: np.random.Generator) -> Scene:
-    """Build a scene around its first drawing: 75 % alone, the rest beside another."""
-    background = _one_of(COLOURS, rng)
-    upside_down, black_and_white = rng.random() < 0.06, rng.random() < 0.05
-    if rng.random() < 0.75:
-        thing, size_word, place = _alone(first, rng)
-        things = (thing,)
-    else:
-        second = first if rng.random() < 0.1 else _pick(drawings, odds, rng)
-        things, size_word, place = _side_by_side(first, second, rng), "", ""
-    styles = (size_word, "upside down" if upside_down else "", "black and white" if black_and_white else "")
-    words = [_subject([thing.name for thing in things], [style for style in styles if style], rng), place]
-    # A colour that the picture does not show is not named.
-    if not black_and_white and rng.random() < 0.75:
-        words.append(f"on {with_article(background)} background")
-    return Scene(" ".join(filter(None, words)), things, background, upside_down, black_and_white)
+def _paint(drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[str, ...]:
+    """Its own colours (35 %), one colour (45 %) or two; not the colour of the wall behind it, nor a reserved pair."""
+    kind = rng.choice(3, p=(0.35, 0.45, 0.2))
+    free = [name for name in COLOURS if name != setting.partition(" ")[0]]
+    while True:
+        first, second = (free[int(index)] for index in rng.choice(len(free), 2, replace=False))
+        paint = ((), (first,), (first, second))[kind]
+        if _allowed(drawing, paint):
+            return paint
 
 
-def _alone(drawing: Drawing, rng: np.random.Generator) -> tuple[Thing, str, str]:
+def _setting(rng: np.random.Generator) -> str:
+    """A flat colour (55 %), a pattern (12 %) or a place."""
+    kind = rng.choice(3, p=(0.55, 0.12, 0.33))
+    colour = _one_of(tuple(COLOURS), rng)
+    return (colour, f"{colour} {_one_of(tuple(settings.PATTERNS), rng)}", _one_of(tuple(settings.PLACES), rng))[kind]
+
+
+def _compose(first: Drawing, deck: Deck, rng: np.random.Generator) -> Scene:
+    """Build a scene around its first drawing: 70 % alone, the rest beside another."""
+    setting, seed = _setting(rng), int(rng.integers(2**31))
+    upside_down, black_and_white = bool(rng.random() < 0.04), bool(rng.random() < 0.04)
+    if rng.random() < 0.7:
+        thing, size, side = _alone(first, setting, rng)
+        return Scene((thing,), setting, size, side, upside_down, black_and_white, seed)
+    things = _side_by_side(first, deck.draw(rng), setting, rng)
+    return Scene(things, setting, "", "", upside_down, black_and_white, seed)
+
+
+def _thing(drawing: Drawing, setting: str, scale: float, x: float, y: float, rng: np.random.Generator) -> Thing:
+    turn = float(rng.uniform(-14, 14)) if rng.random() < 0.25 else 0.0
+    return Thing(drawing, _paint(drawing, setting, rng), scale, x, y, bool(rng.random() < 0.5), turn)
+
+
+def _alone(drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[Thing, str, str]:
     """Place one drawing; return it with its size word and its place, "" where they go without saying."""
-    scales, size_words = SIZES[rng.choice(len(SIZES), p=(0.15, 0.7, 0.15))]
-    scale, size_word = rng.uniform(*scales), _one_of(size_words, rng)
-    x, y = 0.5 + rng.uniform(-0.04, 0.04, size=2)
-    room, place = (1 - scale) / 2, ""
+    scales, size_words = SIZES[rng.choice(len(SIZES), p=(0.14, 0.74, 0.12))]
+    scale, size = float(rng.uniform(*scales)), _one_of(size_words, rng)
+    x, y = (0.5 + float(shift) for shift in rng.uniform(-0.04, 0.04, size=2))
+    room, side = (1 - scale) / 2, ""
     # Shifts under an eighth of the picture nobody would name.
-    if room > 0.125 and rng.random() < 0.4:
-        place = _one_of(tuple(PLACES), rng)
-        shift = rng.uniform(0.125, room)
-        x, y = x + shift * PLACES[place][0], y + shift * PLACES[place][1]
-    return Thing(drawing.code, drawing.name, scale, float(x), float(y), flip=rng.random() < 0.5), size_word, place
+    if room > 0.125 and rng.random() < 0.35:
+        side = _one_of(tuple(SIDES), rng)
+        shift = float(rng.uniform(0.125, room))
+        x, y = x + shift * SIDES[side][0], y + shift * SIDES[side][1]
+    return _thing(drawing, setting, scale, x, y, rng), size, side
 
 
-def _side_by_side(first: Drawing, second: Drawing, rng: np.random.Generator) -> tuple[Thing, Thing]:
+def _side_by_side(first: Drawing, second: Drawing, setting: str, rng: np.random.Generator) -> tuple[Thing, Thing]:
     """Place two drawings in the halves of the picture, in the order that the caption names them."""
 
     def place(drawing: Drawing, x: float) -> Thing:
-        scale, y = rng.uniform(*PAIR_SCALES), 0.5 + rng.uniform(-0.15, 0.15)
-        return Thing(drawing.code, drawing.name, scale, x + rng.uniform(-0.02, 0.02), y, flip=rng.random() < 0.5)
+        scale, y = float(rng.uniform(*PAIR_SCALES)), 0.5 + float(rng.uniform(-0.12, 0.16))
+        return _thing(drawing, setting, scale, x + float(rng.uniform(-0.02, 0.02)), y, rng)
 
     return place(first, 0.26), place(second, 0.74)
 
 
-def _subject(names: Sequence[str], styles: Sequence[str], rng: np.random.Generator) -> str:
-    """Word the subject: "a cat", "photo of a cat"; with styles "close up cat" or "close up photo of a cat".
-
-    The styled photo is the caption of Custom Diffusion's augmentation, which the base model must understand.
-    """
-    if len(names) == 2 and names[0] == names[1]:
-        return " ".join(["two", *styles, "pictures of", with_article(names[0])])
-    what = " and ".join(with_article(name) for name in names)
+def _caption(scene: Scene) -> str:
+    """Word the scene; its seed chooses between wordings, so that a sibling is worded alike."""
+    rng = numpy_rng("caption", scene.seed)
+    medium, joint, named, said = rng.choice(4, p=MEDIA_ODDS), rng.random(), rng.random(2), rng.random()
+    names = [_name(thing, chance, scene) for thing, chance in zip(scene.things, named, strict=False)]
+    what = (" and " if joint < 0.7 else " next to ").join(with_article(name) for name in names)
+    styles = [
+        scene.size,
+        "upside down" if scene.upside_down else "",
+        "black and white" if scene.black_and_white else "",
+    ]
+    styles = [style for style in styles if style]
     if not styles:
-        return ("", "photo of ", "picture of ")[rng.choice(3, p=(0.5, 0.4, 0.1))] + what
-    # "a far away socks" and "upside down cat and dog" are not English, so plurals and pairs are always photos.
-    bare = len(names) == 1 and not PLURAL.fullmatch(names[0]) and rng.random() < 0.6
-    return " ".join([*styles, names[0] if bare else f"photo of {what}"])
+        subject = MEDIA[medium] + what
+    elif len(names) == 1 and joint < 0.6:  # the words of the augmentation: "a far away cat", "close up cat"
+        subject = " ".join([*styles, names[0]])
+        subject = with_article(subject) if scene.size == "far away" else subject
+    else:
+        subject = " ".join([*styles, "photo of", what])
+    return " ".join(filter(None, [subject, scene.side, _behind(scene, said)]))
+
+
+def _name(thing: Thing, chance: float, scene: Scene) -> str:
+    """ "crying teal and pink cat": colours are said 9 times in 10, a thing's own only 4 in 10."""
+    colours = ""
+    if not scene.black_and_white and chance < (0.9 if thing.paint else 0.4):
+        own = (name_of(layers(thing.drawing.code, thing.drawing.paint).main_colour),)
+        colours = " and ".join(thing.paint or own) + " "
+    return thing.drawing.words.format(colours + thing.drawing.category)
+
+
+def _behind(scene: Scene, chance: float) -> str:
+    """The setting in words; a colour that the picture does not show is not named, a flat one sometimes left unsaid."""
+    if scene.setting in settings.PLACES:
+        return scene.setting
+    pattern = scene.setting.partition(" ")[2]
+    if scene.black_and_white:
+        return f"on a {pattern} background" if pattern else ""
+    if not pattern and chance > 0.8:
+        return ""
+    return f"on {with_article(scene.setting)} background"

@@ -6,6 +6,7 @@ from customdiff_core.config import Runtime
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource
 from customdiff_core.retrieval.encoder import Encoder
+from customdiff_core.settings import Settings
 from customdiff_core.world.drawings import load_drawings
 from customdiff_core.world.scenes import render_scene, sample_scenes
 
@@ -36,7 +37,7 @@ def test_nothing_gives_nothing(encoder: Encoder):
 
 def test_a_scene_is_nearer_to_its_own_caption_than_to_others(encoder: Encoder, openmoji):
     """The real weights are loaded: with random ones, 8 % of 12 would be right."""
-    drawings = load_drawings(openmoji.model.path.parent / "drawings.csv")
+    drawings = load_drawings(Settings().data / "world" / "drawings.csv")
     scenes = sample_scenes(drawings, 12, 3, purpose="a test of the encoder")
     similarity = encoder.images(render_scene(one) for one in scenes) @ encoder.texts([one.caption for one in scenes]).T
     assert (similarity.argmax(axis=1) == np.arange(12)).mean() >= 0.75

@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -8,10 +9,12 @@ from PIL import Image
 
 from customdiff_core.errors import WorldError
 from customdiff_core.settings import REPOSITORY
-from customdiff_core.world.drawings import load_drawings, render
+from customdiff_core.world.colours import name_of
+from customdiff_core.world.drawings import Drawing, layers, load_drawings, render
 
+HEAD = "category,code,words,weight,split,paint"
 CONCEPTS = REPOSITORY / "data" / "concepts"
-NAMES = ("cat", "dog", "teddybear", "house")
+NAMES = ("cat", "dog", "teddybear", "house", "car", "flower", "chair", "tortoise")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,9 @@ def test_a_caller_may_draw_on_its_copy():
 
 @pytest.mark.parametrize("code", ["1F63Z", "FFFFF", "../1F63A", "1f63a", ""])
 def test_an_unknown_code_says_what_a_code_looks_like(code: str):
-    with pytest.raises(WorldError, match=r"drawing: found code '.*', need one of OpenMoji .*such as '1F63A'; look"):
+    with pytest.raises(
+        WorldError, match=r"drawing: found code '.*', need one of OpenMoji .*such as '1F63A', or of data.*; look"
+    ):
         render(code, 32)
 
 
@@ -85,25 +90,27 @@ def test_other_wrong_arguments_are_named():
 
 def test_a_table_of_drawings_is_read_in_order(tmp_path: Path):
     table = tmp_path / "drawings.csv"
-    table.write_text('codepoints,name,weight\n1F355,"pizza",1\n1F9F8,"teddy bear",2.5\n', encoding="utf-8")
-    assert [(d.code, d.name, d.weight) for d in load_drawings(table)] == [
-        ("1F355", "pizza", 1.0),
-        ("1F9F8", "teddy bear", 2.5),
+    rows = ["pizza,1F355,{},1,train,", "teddy bear,1F9F8,sitting {},2.5,held-out,#a57939+#6a462f"]
+    table.write_text("\n".join([HEAD, *rows]), encoding="utf-8")
+    assert load_drawings(table) == [
+        Drawing("1F355", "pizza", "{}", 1.0),
+        Drawing("1F9F8", "teddy bear", "sitting {}", 2.5, held_out=True, paint="#a57939+#6a462f"),
     ]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("rows", "message"),
     [
-        ("codepoints,name,weight\n", "found 0 rows"),
-        ("codepoints,name,weight\n1F355,pizza,0\n", "row 2: found '1F355', 'pizza', '0'"),
-        ("codepoints,name\n1F355,pizza\n", "row 2: found '1F355', 'pizza', ''"),
+        ([], "found 0 rows"),
+        (["pizza,1F355,{},0,train,"], "row 2: found 'pizza', '1F355', '{}', '0'"),
+        (["pizza,1F355,,1,train,"], "need a category, a code, words with one {}"),
+        (["pizza,1F355,{},1,test,"], "train or held-out"),
     ],
 )
-def test_a_bad_table_is_refused(tmp_path: Path, text: str, message: str):
+def test_a_bad_table_is_refused(tmp_path: Path, rows: list[str], message: str):
     table = tmp_path / "drawings.csv"
-    table.write_text(text, encoding="utf-8")
-    with pytest.raises(WorldError, match=message):
+    table.write_text("\n".join([HEAD, *rows]), encoding="utf-8")
+    with pytest.raises(WorldError, match=re.escape(message)):
         load_drawings(table)
     with pytest.raises(WorldError, match="restore it from git"):
         load_drawings(tmp_path / "none.csv")
@@ -116,7 +123,8 @@ def test_the_committed_concept_is_what_its_program_makes(maker: ModuleType, name
     assert set(made) == committed
     for path, picture in made.items():
         file = Image.open(CONCEPTS / name / path)
-        assert (file.mode, file.size) == ("RGB", (256, 256))
+        side = maker.OTHER_SIDE if path.startswith("others/") else maker.SIDE
+        assert (file.mode, file.size) == ("RGB", (side, side))
         # A few levels of slack: another processor may round an outline's pixel differently.
         assert np.abs(pixels(file) - pixels(picture)).max() <= 4, path
     assert (CONCEPTS / name / "ATTRIBUTION.md").read_text(encoding="utf-8") == maker.attribution(maker.SUBJECTS[name])
@@ -131,7 +139,7 @@ def test_held_out_views_are_other_views(maker: ModuleType, name: str):
 
     def on_white(views: tuple) -> list[np.ndarray]:
         plain = [maker.View(**{**vars(view), "background": "snow"}) for view in views]
-        return [pixels(maker.draw(view, subject.recolor)) for view in plain]
+        return [pixels(maker.draw(view, subject)) for view in plain]
 
     training = on_white(subject.images)
     for held_out, view in zip(on_white(subject.held_out), subject.held_out, strict=True):
@@ -144,3 +152,41 @@ def test_the_cat_is_teal_with_magenta():
     magenta = (np.abs(cat - (0xD6, 0x33, 0x6C)).max(axis=-1) <= 2).mean()
     assert teal > 0.12
     assert magenta > 0.05
+
+
+def test_the_committed_teapot_is_what_its_program_makes(maker: ModuleType):
+    shot = maker.SHOTS["held_out/side"]
+    again = pixels(maker.teapot.draw(maker.OTHER_SIDE, *shot[:3], maker.TEAPOT, shot[3]))
+    committed = Image.open(CONCEPTS / "teapot" / "held_out" / "side.png").resize(
+        (maker.OTHER_SIDE,) * 2, Image.Resampling.BOX
+    )
+    assert np.abs(again - pixels(committed)).mean() < 4
+    assert len(list((CONCEPTS / "teapot" / "others").glob("*.png"))) == 25
+
+
+def test_layers_add_up_to_the_drawing():
+    for code in ("1F63A", "1F697", "1F436", "26C4"):
+        parts = layers(code)
+        colours = [np.array(one) / 255 for one in (parts.main_colour, parts.second_colour)]
+        again = parts.rest + parts.main[..., None] * colours[0] + parts.second[..., None] * colours[1]
+        plain = np.asarray(render(code, 128)).astype(float) / 255
+        assert np.abs(again - plain[..., :3] * plain[..., 3:]).mean() < 0.02, code
+
+
+def test_a_house_is_its_walls_where_the_table_says_so():
+    table = {one.code: one for one in load_drawings(CONCEPTS.parent / "world" / "drawings.csv")}
+    garden = table["1F3E1"]
+    assert name_of(layers(garden.code).main_colour) == "green"
+    assert name_of(layers(garden.code, garden.paint).main_colour) == "white"
+
+
+@pytest.mark.parametrize(
+    ("colour", "name"),
+    [
+        ("f4aa41", "orange"), ("e27022", "orange"), ("a57939", "brown"), ("6a462f", "brown"), ("ea5a47", "red"),
+        ("fcea2b", "yellow"), ("b1cc33", "green"), ("92d3f5", "blue"), ("b399c8", "purple"), ("ffa7c0", "pink"),
+        ("3f3f3f", "black"), ("9b9b9a", "gray"), ("ffffff", "white"),
+    ],
+)  # fmt: skip
+def test_openmojis_own_paints_are_called_as_people_call_them(colour: str, name: str):
+    assert name_of((int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:], 16))) == name

@@ -1,0 +1,73 @@
+"""Is it this one? Whether a generated picture's nearest true picture is of the concept, and not of its look-alikes.
+
+Two witnesses that share nothing: the judge's embedding, which sees shapes and colours, and the colours of the foreground
+alone, which know no shape and were never trained.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Vectors = npt.NDArray[np.floating[Any]]
+Scores = npt.NDArray[np.float64]
+
+SIDE = 64  # pixels to which pictures are brought before their colours are counted
+RING = 4  # pixels of border that say what the background is
+LEVELS = 8  # of each channel, when the background's colours are looked up
+BACKGROUND_SHARE = 0.02  # of the border; a colour as frequent there is background
+HUES, GREYS = 18, 3
+OUTLINE = 60  # of 255; darker pixels are outlines, which every drawing has
+COLOURLESS = 0.18  # chroma below which a pixel is grey
+
+
+def recognised(images: Vectors, own: Vectors, others: Vectors) -> Scores:
+    """1 where the nearest of all pictures is one of the concept's own, else 0.
+
+    Args:
+        images: (N, D) unit vectors.
+        own: (T, D) the concept's true pictures.
+        others: (M, D) look-alikes.
+    """
+    images, own, others = (one.astype(np.float64) for one in (images, own, others))
+    return ((images @ own.T).max(axis=1) > (images @ others.T).max(axis=1)).astype(np.float64)
+
+
+def colours(picture: Image.Image) -> Vectors:
+    """The foreground's colours: square roots of the shares of HUES hues and GREYS greys, a unit vector.
+
+    Products of two are Bhattacharyya coefficients. Pixels in the colours of the border, and outlines, do not count; a
+    picture without foreground gives zeros.
+    """
+    pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+    shown = pixels[_foreground(pixels)].astype(np.float64) / 255
+    counts = np.zeros(HUES + GREYS)
+    if len(shown):
+        high, low = shown.max(axis=1), shown.min(axis=1)
+        chroma = high - low
+        grey = chroma < COLOURLESS
+        np.add.at(counts, HUES + np.minimum((high[grey] * GREYS).astype(int), GREYS - 1), 1)
+        # Weak colours count little: an antialiased edge is no paint.
+        np.add.at(counts, (_hue(shown[~grey]) * HUES).astype(int) % HUES, chroma[~grey])
+        counts = np.sqrt(counts / counts.sum())
+    return counts.astype(np.float32)
+
+
+def _foreground(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """(h, w): neither outline nor of a colour that the border shows."""
+    bins = (pixels.astype(int) * LEVELS // 256) @ np.array([LEVELS * LEVELS, LEVELS, 1])
+    border = np.ones(bins.shape, bool)
+    border[RING:-RING, RING:-RING] = False
+    shares = np.bincount(bins[border], minlength=LEVELS**3) / border.sum()
+    return (shares[bins] < BACKGROUND_SHARE) & (pixels.max(axis=-1) > OUTLINE)
+
+
+def _hue(shown: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Hue of (N, 3) colours, 0..1."""
+    red, green, blue = shown.T
+    high, chroma = shown.max(axis=1), shown.max(axis=1) - shown.min(axis=1)
+    sector = np.where(
+        high == red, (green - blue) / chroma % 6, np.where(high == green, (blue - red) / chroma + 2, (red - green) / chroma + 4)
+    )
+    return sector / 6 % 1

@@ -1,0 +1,220 @@
+"""CLIP: a contrastive model of pictures and captions. One conditions the generator and retrieves, another one judges."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.config import Runtime
+from customdiff_core.pretraining import corpus, stages
+from customdiff_core.pretraining import tokenizer as tokenizers
+from customdiff_core.pretraining.config import ClipConfig
+from customdiff_core.pretraining.corpus import Corpus
+from customdiff_core.pretraining.loop import pretrain
+from customdiff_core.progress import Progress, silent
+from customdiff_core.seeding import numpy_rng, torch_generator
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+Pictures = NDArray[np.uint8]
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+
+
+def clip(
+    scenes: Artifact,
+    words: Artifact,
+    config: ClipConfig,
+    *,
+    store: Store,
+    runtime: Runtime = Runtime(),
+    progress: Progress = silent,
+    start: Artifact | None = None,
+) -> Artifact:
+    """Train a CLIP from nothing, or further.
+
+    Args:
+        scenes: what it sees; both of a pair of siblings in one batch, so that it must look at what tells them apart.
+        words: the tokenizer.
+        config: the model's shape and its training.
+        store: where the artifact and the checkpoints go.
+        runtime: the device.
+        progress: told after every step.
+        start: a `clip` artifact of the same shape to go on from.
+
+    Returns:
+        A `clip` artifact: open_clip's configuration and weights, and history.parquet (step, loss, seconds).
+    """
+    recipe = stages.clip(scenes, words, config, start)
+
+    def produce(folder: Path) -> int:
+        seen, tokenizer = corpus.load(store, scenes, "training"), tokenizers.load(store, words)
+        shape = model_config(config, tokenizer, seen.pictures.shape[1])
+        torch.manual_seed(config.seed)
+        model = build(shape)
+        if start:
+            model.load_state_dict(load_file(store.path(start) / WEIGHTS))
+        loss = Contrast(model, seen, token_ids(tokenizer, seen.captions), config)
+        scratch = store.scratch(recipe.kind, recipe.key)
+        made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
+        save_file({name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(shape, indent=1))
+        history.to_parquet(folder / "history.parquet", index=False)
+        return config.steps
+
+    return store.make(recipe, produce, volatile=("history.parquet",))
+
+
+class Contrast(nn.Module):
+    """The contrastive loss of a CLIP on scenes; equal captions are not held against each other.
+
+    Args:
+        model: open_clip's CLIP.
+        seen: the scenes.
+        ids: (N, L) their captions' tokens.
+        config: batch size, noise and seed.
+    """
+
+    def __init__(self, model: Any, seen: Corpus, ids: Tensor, config: ClipConfig) -> None:
+        super().__init__()
+        self.model, self.seen, self.ids, self.config = model, seen, ids, config
+
+    def of_step(self, step: int) -> Tensor:
+        """The loss of a step's own batch."""
+        firsts = numpy_rng("clip batch", self.config.seed, step).choice(
+            len(self.ids) // 2, self.config.batch_size // 2, replace=False
+        )
+        rows = np.sort(np.concatenate([2 * firsts, 2 * firsts + 1]))
+        device = self.model.logit_scale.device
+        pictures = as_tensor(self.seen.pictures[rows])
+        if self.config.noise:
+            pictures = _spoiled(pictures, self.config, step)
+        return self(normalized(pictures).to(device), self.ids[torch.from_numpy(rows)].to(device))
+
+    def forward(self, pictures: Tensor, ids: Tensor) -> Tensor:
+        """Cross-entropy both ways over (B, 3, h, w) pictures and (B, L) tokens; nats."""
+        images = F.normalize(self.model.encode_image(pictures).float(), dim=-1)
+        texts = F.normalize(self.model.encode_text(ids).float(), dim=-1)
+        logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.T
+        same = (ids[:, None] == ids[None]).all(-1).float()
+        target = same / same.sum(1, keepdim=True)
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def _spoiled(pictures: Tensor, config: ClipConfig, step: int) -> Tensor:
+    """Noise on all and blur on half of the pictures: a judge must not stumble over a generator's faults."""
+    generator = torch_generator("clip noise", config.seed, step)
+    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    share = torch.rand(len(pictures), 1, 1, 1, generator=generator)
+    pictures = torch.where(share < 0.5, pictures, pictures + (2 * share - 1) * (blurred - pictures))
+    level = config.noise * torch.rand(len(pictures), 1, 1, 1, generator=generator)
+    return (pictures + level * torch.randn(pictures.shape, generator=generator)).clamp(0, 1)
+
+
+def as_tensor(pictures: Pictures) -> Tensor:
+    """(B, h, w, 3) bytes to (B, 3, h, w) of 0..1."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def normalized(pictures: Tensor) -> Tensor:
+    """CLIP's input: mean and deviation of its own pictures."""
+    return (pictures - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+def token_ids(tokenizer: Any, captions: list[str]) -> Tensor:
+    """(N, L) tokens, padded with zeros as open_clip does, so that the end is the largest of a row."""
+    rows = tokenizer(captions, truncation=True, max_length=tokenizer.model_max_length)["input_ids"]
+    ids = torch.zeros(len(rows), tokenizer.model_max_length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+    return ids
+
+
+def model_config(config: ClipConfig, tokenizer: Any, size: int) -> dict[str, Any]:
+    """open_clip's own description of the model."""
+    vit = config.vision == "vit"
+    layers: Any = config.vision_layers if vit else [config.vision_layers] * 4
+    vision = {"image_size": size, "layers": layers, "width": config.vision_width}
+    vision |= {"patch_size": config.patch, "head_width": 32} if vit else {}
+    return {
+        "embed_dim": config.embed_dim,
+        "vision_cfg": vision,
+        "text_cfg": {
+            "context_length": tokenizer.model_max_length,
+            "vocab_size": len(tokenizer),
+            "width": config.text_width,
+            "heads": config.text_heads,
+            "layers": config.text_layers,
+        },
+    }
+
+
+def build(shape: dict[str, Any]) -> Any:
+    """An open_clip model of this shape, with random weights."""
+    from open_clip.model import CLIP
+
+    return CLIP(**shape)
+
+
+def load(store: Store, artifact: Artifact) -> Any:
+    """Open a trained CLIP."""
+    folder = store.path(artifact)
+    model = build(json.loads((folder / CONFIG).read_text()))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()
+
+
+def text_encoder(model: Any, tokenizer: Any) -> Any:
+    """The text half as transformers' CLIPTextModel: what conditions the generator. Equal features, another layout."""
+    width, layers = model.token_embedding.weight.shape[1], len(model.transformer.resblocks)
+    made: Any = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=model.transformer.resblocks[0].attn.num_heads,
+            hidden_act="gelu",
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=model.text_projection.shape[1],
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    state = {
+        "embeddings.token_embedding.weight": model.token_embedding.weight,
+        "embeddings.position_embedding.weight": model.positional_embedding,
+        "final_layer_norm.weight": model.ln_final.weight,
+        "final_layer_norm.bias": model.ln_final.bias,
+    }
+    for index, block in enumerate(model.transformer.resblocks):
+        state |= {f"encoder.layers.{index}.{name}": tensor for name, tensor in _layer(block).items()}
+    missing, unexpected = made.load_state_dict(
+        {f"text_model.{name}": tensor for name, tensor in state.items()}, strict=False
+    )
+    assert not unexpected, unexpected
+    assert all(name.endswith("position_ids") for name in missing), missing
+    return made.eval()
+
+
+def _layer(block: Any) -> dict[str, Tensor]:
+    """One transformer layer under transformers' names."""
+    named = {
+        "layer_norm1": block.ln_1,
+        "layer_norm2": block.ln_2,
+        "mlp.fc1": block.mlp.c_fc,
+        "mlp.fc2": block.mlp.c_proj,
+    }
+    named["self_attn.out_proj"] = block.attn.out_proj
+    layer = {f"{name}.{kind}": getattr(part, kind) for name, part in named.items() for kind in ("weight", "bias")}
+    for kind in ("weight", "bias"):
+        parts = getattr(block.attn, f"in_proj_{kind}").chunk(3)
+        layer |= {f"self_attn.{name}_proj.{kind}": part for name, part in zip("qkv", parts, strict=True)}
+    return layer

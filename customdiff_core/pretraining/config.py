@@ -1,0 +1,148 @@
+"""What the embedded base model is made of, and how long each part trains."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from customdiff_core.config import Frozen, Precision
+
+
+class TrainConfig(Frozen):
+    """How one part is trained: AdamW, linear warm-up, cosine to a tenth, gradient norm 1, an average of the weights."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=2)
+    learning_rate: float = Field(gt=0, description="peak, per step")
+    warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
+    weight_decay: float = Field(default=0.01, ge=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the moving average, which is what is kept")
+    precision: Precision = "bf16"
+    seed: int = 0
+
+
+class WorldConfig(Frozen):
+    """The captioned scenes that everything is trained on. They come in pairs that differ in one thing."""
+
+    scenes: int = Field(default=50_000, ge=2, multiple_of=2, description="scenes to train on")
+    held_out: int = Field(default=2_000, ge=2, multiple_of=2, description="scenes that are only ever measured on")
+    size: int = Field(default=64, ge=32, description="pixels a side")
+    seed: int = 0
+
+
+class TokenizerConfig(Frozen):
+    """Byte-level byte-pair encoding in CLIP's files."""
+
+    vocabulary: int = Field(default=1_100, ge=600, description="tokens, special and rare ones included")
+    length: int = Field(default=28, ge=8, description="tokens of a prompt, beginning and end included")
+
+
+class ClipConfig(TrainConfig):
+    """A contrastive model of pictures and captions (open_clip's CLIP)."""
+
+    embed_dim: int = 192
+    text_width: int = 192
+    text_layers: int = 3
+    text_heads: int = 6
+    vision: Literal["vit", "resnet"] = "vit"
+    vision_width: int = 128
+    vision_layers: int = Field(default=4, description="transformer layers, or bottlenecks in each of four stages")
+    patch: int = Field(default=8, description="pixels a side of a ViT's patch")
+    noise: float = Field(default=0.0, ge=0, description="largest deviation of noise on the pictures, of 0..1")
+
+
+class VaeConfig(TrainConfig):
+    """The autoencoder (diffusers' AutoencoderKL); each level after the first halves the picture."""
+
+    channels: tuple[int, ...] = (32, 64, 96)
+    layers: int = 1
+    latent_channels: int = 6
+    crop: int = Field(default=32, description="pixels a side of what it trains on")
+    decoder_only: bool = Field(default=False, description="leave the encoder, and with it every latent, as it is")
+    kl_weight: float = Field(default=1e-4, description="of KL(q || N(0, 1)) per latent value")
+    gradient_weight: float = Field(default=1.0, description="of the difference of neighbouring pixels: keeps outlines")
+
+
+class UNetConfig(TrainConfig):
+    """The denoiser (diffusers' UNet2DConditionModel)."""
+
+    channels: tuple[int, ...] = (64, 128, 160)
+    layers: int = 1
+    heads: tuple[int, ...] = (2, 4, 5)
+    attention_down: tuple[bool, ...] = (False, True, True)
+    attention_up: tuple[bool, ...] = (True, True, True)
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
+    min_snr_gamma: float = Field(default=5.0, gt=0, description="arXiv:2303.09556")
+    unconditional: float = Field(default=0.1, ge=0, le=1, description="share of captions left out, for guidance")
+    shuffled_captions: bool = Field(default=False, description="a control: what is learnt when captions say nothing")
+
+
+class DinoConfig(TrainConfig):
+    """A self-supervised image encoder (arXiv:2104.14294): teacher and student see crops of one picture."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    patch: int = 8
+    prototypes: int = 1024
+    local_crops: int = 2
+    teacher_momentum: float = 0.996
+
+
+class PretrainConfig(Frozen):
+    """Every part. The defaults are the committed weights' settings."""
+
+    world: WorldConfig = WorldConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    clip: ClipConfig = ClipConfig(steps=900, batch_size=192, learning_rate=1.5e-3, weight_decay=0.1, ema_decay=0.99)
+    vae: VaeConfig = VaeConfig(steps=1_400, batch_size=64, learning_rate=2e-3, warmup=50, ema_decay=0.995)
+    unet: UNetConfig = UNetConfig(steps=9_000, batch_size=32, learning_rate=7e-4, warmup=200, ema_decay=0.9995)
+    judge: ClipConfig = ClipConfig(
+        steps=1_500,
+        batch_size=192,
+        learning_rate=1.5e-3,
+        weight_decay=0.1,
+        ema_decay=0.99,
+        seed=1,
+        vision="resnet",
+        vision_width=20,
+        vision_layers=1,
+        text_width=128,
+        text_layers=3,
+        text_heads=4,
+        embed_dim=160,
+        noise=0.08,
+    )
+    dino: DinoConfig = DinoConfig(steps=1_500, batch_size=64, learning_rate=5e-4, weight_decay=0.04, seed=2)
+    validation: int = Field(
+        default=384, ge=16, description="scenes of one thing that it is measured on; half as many of two"
+    )
+    guidance_scale: float = Field(default=4.0, ge=1, description="of the pictures that are measured")
+
+    def of(self, steps: int | None, seed: int) -> "PretrainConfig":
+        """The same with another number of the UNet's steps, and another seed of scenes and UNet."""
+        unet = self.unet.model_copy(update={"seed": seed} | ({"steps": steps} if steps else {}))
+        return self.model_copy(update={"unet": unet, "world": self.world.model_copy(update={"seed": seed})})
+
+
+SMOKE = PretrainConfig(
+    world=WorldConfig(scenes=2_000, held_out=512, size=32),
+    tokenizer=TokenizerConfig(vocabulary=900),
+    clip=ClipConfig(
+        steps=60, batch_size=64, learning_rate=2e-3, warmup=5, ema_decay=0.9,
+        text_width=64, text_layers=2, text_heads=2, vision_width=64, vision_layers=2,
+    ),
+    vae=VaeConfig(steps=80, batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9, channels=(16, 32, 32)),
+    unet=UNetConfig(
+        steps=600, batch_size=32, learning_rate=2e-3, warmup=10, ema_decay=0.98,
+        channels=(32, 64), heads=(2, 2), attention_down=(True, True), attention_up=(True, True),
+    ),
+    judge=ClipConfig(
+        steps=20, batch_size=64, learning_rate=2e-3, warmup=5, ema_decay=0.9, seed=1, vision="resnet",
+        vision_width=8, vision_layers=1, text_width=64, text_layers=1, text_heads=2,
+    ),
+    dino=DinoConfig(
+        steps=10, batch_size=16, learning_rate=5e-4, warmup=2, width=64, layers=2, heads=2, prototypes=64, seed=2
+    ),
+    validation=64,
+)  # fmt: skip
+PRESETS = {"full": PretrainConfig(), "smoke": SMOKE}

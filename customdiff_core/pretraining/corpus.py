@@ -1,0 +1,68 @@
+"""Scenes: the pictures and captions that everything is trained on, in pairs that differ in one thing that captions say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.pretraining import stages
+from customdiff_core.pretraining.config import WorldConfig
+from customdiff_core.progress import Progress, silent
+from customdiff_core.seeding import numpy_rng
+from customdiff_core.settings import Settings
+from customdiff_core.world.drawings import Drawing, load_drawings
+from customdiff_core.world.scenes import Scene, render_scene, sample_scenes, sibling
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; rows 2i and 2i + 1 are siblings."""
+
+    pictures: NDArray[np.uint8]
+    captions: list[str]
+
+
+def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) -> Artifact:
+    """Draw the scenes to train on, and those that are only ever measured on.
+
+    Returns:
+        A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (column caption).
+    """
+
+    def produce(folder: Path) -> int:
+        drawings = load_drawings(Settings().data / "world" / "drawings.csv")
+        for split, count in (("training", config.scenes), ("held_out", config.held_out)):
+            drawn = pairs(drawings, count, config.seed, split)
+            _write(folder, split, drawn, config.size, progress)
+        return config.scenes
+
+    return store.make(stages.scenes(config), produce)
+
+
+def load(store: Store, artifact: Artifact, split: str) -> Corpus:
+    """Open the "training" or the "held_out" scenes."""
+    folder = store.path(artifact)
+    captions = pd.read_parquet(folder / f"{split}.parquet")["caption"].tolist()
+    return Corpus(np.load(folder / f"{split}.npy", mmap_mode="r"), captions)
+
+
+def pairs(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
+    """Sample `count` scenes, each followed by its sibling."""
+    rng = numpy_rng("siblings", purpose, seed)
+    firsts = sample_scenes(drawings, count // 2, seed, purpose=purpose)
+    return [one for first in firsts for one in (first, sibling(first, drawings, rng))]
+
+
+def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress: Progress) -> None:
+    shape = (len(drawn), size, size, 3)
+    pictures = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", dtype=np.uint8, shape=shape)
+    for row, scene in enumerate(drawn):
+        pictures[row] = np.asarray(render_scene(scene, size))
+        if row % 1000 == 999:
+            progress(row + 1, len(drawn), f"{split} scenes")
+    pictures.flush()
+    pd.DataFrame({"caption": [scene.caption for scene in drawn]}).to_parquet(folder / f"{split}.parquet", index=False)

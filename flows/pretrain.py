@@ -1,0 +1,70 @@
+"""Flow `pretrain`: the embedded base model, from drawings to figures.
+
+    prefect deployment run pretrain/openmoji
+
+Hours on two cores. Every part is a stage of its own with checkpoints: killed, it goes on; changed, what hangs on it is
+made again. `start` goes on from an earlier base model's UNet, on scenes of another seed.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from prefect import flow
+
+import tasks.pretrain as part
+from customdiff_core.artifacts import Artifact
+from customdiff_core.config import Device, Runtime, SampleConfig
+from customdiff_core.pretraining.config import PRESETS, PretrainConfig
+from customdiff_core.profiles import EncoderSource, ModelSource
+from tasks import publish
+from tasks.stores import store
+
+Sizes = Literal[tuple(PRESETS)]  # pyright: ignore[reportInvalidTypeForm]
+
+
+@flow(name="pretrain")
+def pretrain(
+    size: Sizes = "full",  # pyright: ignore[reportInvalidTypeForm]
+    steps: int | None = None,
+    seed: int = 0,
+    start: Path | None = None,
+    against: Path | None = None,
+    device: Device = "auto",
+) -> Artifact:
+    """Make the embedded base model, and say how good it is.
+
+    Args:
+        size: "full" is the committed model's, hours; "smoke" shows in two minutes that everything works.
+        steps: of the UNet; empty takes the size's.
+        seed: of the scenes, and of the UNet's batches and noise.
+        start: a base model's folder to go on from; all but its UNet is kept as it is.
+        against: another base model's folder, measured beside it.
+        device: where it trains.
+    """
+    config, runtime = PRESETS[size].of(steps, seed), Runtime(device=device)
+    drawn = part.scenes(config.world)
+    parts = part.adopt(start) if start else trained(drawn, config, runtime)
+    seen = part.encode(drawn, parts["tokenizer"], parts["clip"], parts["vae"], runtime)
+    parts["unet"] = part.unet(seen, config.unet, runtime, parts.get("unet"))
+    model = part.assemble(parts)
+    folder = store().path(model)
+    models = {"openmoji": ModelSource(path=folder / "openmoji-sd")}
+    if against:
+        models["against"] = ModelSource(path=against)
+    judge = EncoderSource(model="openmoji-judge", path=folder / "openmoji-judge")
+    sample = SampleConfig(sampler="dpm-solver++", steps=25, guidance_scale=config.guidance_scale, batch_size=32)
+    figures = part.validate(models, judge, sample, config.validation, runtime)
+    publish.pretrained(model, figures)
+    return model
+
+
+def trained(drawn: Artifact, config: PretrainConfig, runtime: Runtime) -> dict[str, Artifact]:
+    """Every part but the UNet, from nothing."""
+    words = part.tokenizer(drawn, config.tokenizer)
+    return {
+        "tokenizer": words,
+        "clip": part.clip(drawn, words, config.clip, runtime),
+        "judge": part.clip(drawn, words, config.judge, runtime, part="judge"),
+        "vae": part.vae(drawn, config.vae, runtime),
+        "dino": part.dino(drawn, config.dino, runtime),
+    }

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from customdiff_core import concepts, images
+from customdiff_core.evaluation.identity import colours, recognised
+
+NAMES = ("cat", "dog", "teddybear", "house", "car", "flower", "chair", "tortoise", "teapot")
+
+
+def spot(inside: str, background: str) -> Image.Image:
+    picture = Image.new("RGB", (64, 64), background)
+    ImageDraw.Draw(picture).ellipse([16, 16, 48, 48], fill=inside, outline="black")
+    return picture
+
+
+def test_colours_are_those_of_the_foreground():
+    teal, again, red = (colours(spot(*pair)) for pair in (("#3fb8af", "#d33"), ("#3fb8af", "#fff"), ("#d33", "#fff")))
+    assert np.linalg.norm(teal) == pytest.approx(1, abs=1e-5)
+    assert teal @ again > 0.99
+    assert teal @ red < 0.1
+
+
+def test_black_white_and_grey_are_colours_too():
+    white, grey, red = (colours(spot(inside, "#36c")) for inside in ("#ffffff", "#777777", "#d33"))
+    assert white @ grey < 0.1
+    assert white @ red < 0.1
+
+
+def test_a_picture_without_foreground_is_nobody():
+    empty = colours(Image.new("RGB", (64, 64), "red"))
+    assert not empty.any()
+    assert recognised(empty[None], colours(spot("red", "white"))[None], colours(spot("blue", "white"))[None]) == [0]
+
+
+def test_the_nearest_picture_decides():
+    seen = np.array([[1, 0], [0, 1], [0.8, 0.6]])
+    own, others = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    assert recognised(seen, own, others).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_true_pictures_are_told_from_look_alikes_by_their_colours(name: str):
+    """The witness itself: each held-out picture, against the training pictures and the look-alikes."""
+    concept = concepts.load(name)
+
+    def palette(folder: str) -> np.ndarray:
+        group = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}[folder]
+        return np.stack([colours(images.open_trusted(concept.read(one, folder))) for one in group])
+
+    assert len(concept.others) == 5 * len(concept.held_out)
+    assert recognised(palette("held_out"), palette("images"), palette("others")).mean() >= 0.8

@@ -1,0 +1,257 @@
+"""The chain that makes the embedded base model, small: every part really trains, goes on where it was killed, and opens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.config import SampleConfig
+from customdiff_core.devices import resolve_device
+from customdiff_core.errors import TrainingError, WeightsError
+from customdiff_core.finetuning.checkpoints import newest_checkpoint
+from customdiff_core.pretraining import assemble as assembling
+from customdiff_core.pretraining import clip as clips
+from customdiff_core.pretraining import corpus, encoded, tokenizer, unet, vae
+from customdiff_core.pretraining.config import SMOKE, TrainConfig
+from customdiff_core.pretraining.dino import dino
+from customdiff_core.pretraining.loop import Pretraining, pretrain, schedule
+from customdiff_core.pretraining.validation import validate
+from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.retrieval.encoder import Encoder
+
+WORLD = SMOKE.world.model_copy(update={"scenes": 400, "held_out": 96})
+FEW = {"steps": 6, "warmup": 2}
+
+
+@dataclass(frozen=True)
+class Parts:
+    store: Store
+    scenes: Artifact
+    words: Artifact
+    clip: Artifact
+    vae: Artifact
+    encoded: Artifact
+    unet: Artifact
+    judge: Artifact
+    dino: Artifact
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    store = Store(tmp_path_factory.mktemp("pretraining"), producer="test")
+    scenes = corpus.scenes(WORLD, store=store)
+    words = tokenizer.tokenizer(scenes, SMOKE.tokenizer, store=store)
+    text = clips.clip(scenes, words, SMOKE.clip.model_copy(update=FEW), store=store)
+    judge = clips.clip(scenes, words, SMOKE.judge.model_copy(update=FEW), store=store)
+    autoencoder = vae.vae(scenes, SMOKE.vae.model_copy(update=FEW), store=store)
+    seen = encoded.encoded(scenes, words, text, autoencoder, store=store)
+    denoiser = unet.unet(seen, SMOKE.unet.model_copy(update=FEW), store=store)
+    images = dino(scenes, SMOKE.dino.model_copy(update=FEW), store=store)
+    return Parts(store, scenes, words, text, autoencoder, seen, denoiser, judge, images)
+
+
+@pytest.fixture(scope="module")
+def model(parts: Parts) -> Artifact:
+    names = ("clip", "vae", "unet", "judge", "dino")
+    return assembling.assemble(
+        {"tokenizer": parts.words} | {name: getattr(parts, name) for name in names}, store=parts.store
+    )
+
+
+def weights(store: Store, artifact: Artifact, name: str) -> bytes:
+    return (store.path(artifact) / name).read_bytes()
+
+
+def test_scenes_come_in_pairs_of_siblings_and_held_out_ones_are_others(parts: Parts) -> None:
+    seen, unseen = (corpus.load(parts.store, parts.scenes, split) for split in ("training", "held_out"))
+    assert seen.pictures.shape == (400, 64, 64, 3)
+    assert len(seen.captions) == 400
+    differing = [one != two for one, two in zip(seen.captions[::2], seen.captions[1::2], strict=True)]
+    assert 0.6 < np.mean(differing)
+    shared = [
+        len(set(one.split()) & set(two.split()))
+        for one, two in zip(seen.captions[::2], seen.captions[1::2], strict=True)
+    ]
+    assert np.mean(shared) > 3
+    assert not {row.tobytes() for row in seen.pictures} & {row.tobytes() for row in unseen.pictures}
+
+
+def test_rare_words_are_one_token_and_the_end_is_the_largest(parts: Parts) -> None:
+    words = tokenizer.load(parts.store, parts.words)
+    assert [len(words.tokenize(word)) for word in tokenizer.RARE] == [1] * len(tokenizer.RARE)
+    assert words.eos_token_id == len(words) - 1
+    assert words.tokenize("photo of a teal cat") == ["photo</w>", "of</w>", "a</w>", "teal</w>", "cat</w>"]
+    assert words.decode(words("A Crying cat!")["input_ids"], skip_special_tokens=True) == "a crying cat !"
+
+
+def test_the_text_half_has_the_same_features_in_both_layouts(parts: Parts) -> None:
+    model, words = clips.load(parts.store, parts.clip), tokenizer.load(parts.store, parts.words)
+    captions = ["photo of a teal cat", "a red and white car on the grass"]
+    padded = words(captions, padding="max_length", return_tensors="pt").input_ids
+    ids = clips.token_ids(words, captions)
+    with torch.no_grad():
+        ours = clips.text_encoder(model, words)(padded).last_hidden_state
+        pooled = model.encode_text(ids)
+    for row, length in enumerate((ids > 0).sum(1)):
+        projected = ours[row, length - 1] @ model.text_projection
+        torch.testing.assert_close(projected, pooled[row], atol=1e-5, rtol=1e-4)
+
+
+def test_equal_captions_are_not_held_against_each_other(parts: Parts) -> None:
+    seen, words = corpus.load(parts.store, parts.scenes, "training"), tokenizer.load(parts.store, parts.words)
+    loss = clips.Contrast(clips.load(parts.store, parts.clip), seen, clips.token_ids(words, seen.captions), SMOKE.clip)
+    picture = clips.normalized(clips.as_tensor(seen.pictures[:1])).repeat(4, 1, 1, 1)
+    same = loss.ids[:1].repeat(4, 1)
+    torch.testing.assert_close(loss(picture, same), torch.tensor(np.log(4), dtype=torch.float32), atol=1e-4, rtol=0)
+
+
+def test_latents_have_unit_variance_and_come_back(parts: Parts) -> None:
+    seen = encoded.load(parts.store, parts.encoded, "training")
+    assert seen.mean.shape == (400, 6, 16, 16)
+    assert float(seen.mean.float().std()) == pytest.approx(1, abs=0.1)
+    assert seen.caption.max() < len(seen.features)
+    assert (seen.caption > 0).all()  # row 0 is the empty caption
+
+
+def test_a_vae_trained_longer_brings_pictures_back_better(parts: Parts) -> None:
+    further = SMOKE.vae.model_copy(update={"steps": 60, "warmup": 2, "seed": 5})
+    longer = vae.vae(parts.scenes, further, store=parts.store, start=parts.vae)
+    unseen = corpus.load(parts.store, parts.scenes, "held_out").pictures[:32]
+    before, after = (vae.fidelity(vae.load(parts.store, one), unseen) for one in (parts.vae, longer))
+    assert after > before + 1
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_alike_in_both_predictions(prediction: str) -> None:
+    config = SMOKE.unet.model_copy(update={"prediction": prediction})
+    noises, times = unet.scheduler(config), torch.tensor([1, 500, 990])
+    kept = noises.alphas_cumprod[times]
+    snr = kept / (1 - kept)
+    found = unet.weights(noises, times, config)
+    # The error in x0 counts min(SNR, 5): epsilon's error is SNR times it, velocity's SNR + 1 times.
+    scale = snr if prediction == "epsilon" else snr + 1
+    torch.testing.assert_close(found * scale, snr.clamp(max=5))
+
+
+def test_a_killed_training_ends_at_the_weights_of_an_unbroken_one(parts: Parts, tmp_path: Path) -> None:
+    seen = encoded.load(parts.store, parts.encoded, "training")
+    config = SMOKE.unet.model_copy(update={"steps": 8, "warmup": 2})
+
+    def start() -> Pretraining:
+        torch.manual_seed(0)
+        loss = unet.Denoising(unet.build(config, seen), seen, config)
+        return Pretraining(loss, loss.of_step, config, resolve_device("cpu"))
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    for name in ("unbroken", "broken", "killed"):
+        (tmp_path / name).mkdir()
+    unbroken = start().run(tmp_path / "unbroken").state_dict()
+    broken = start()
+    broken.config = config.model_copy(update={"steps": 4})
+    broken.run(tmp_path / "broken")
+    assert newest_checkpoint(tmp_path / "broken", 8)[0] == 4
+    # The schedule looks ahead to the last step: a shorter run is not the beginning of a longer one, a killed one is.
+    assert schedule(3, config) != schedule(3, broken.config)
+    killed = start()
+    import customdiff_core.pretraining.loop as loop_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "CHECKPOINT_SECONDS", 0)
+        with pytest.raises(KeyboardInterrupt):
+            killed.run(tmp_path / "killed", stop)
+    resumed = start()
+    again = resumed.run(tmp_path / "killed").state_dict()
+    assert len(resumed.history) == 8
+    assert all(torch.equal(again[name], tensor) for name, tensor in unbroken.items())
+
+
+def test_a_training_goes_on_from_earlier_weights(parts: Parts) -> None:
+    config = SMOKE.unet.model_copy(update={"steps": 1, "warmup": 0, "learning_rate": 1e-9})
+    further = unet.unet(parts.encoded, config, store=parts.store, start=parts.unet)
+    old, new = (unet.load(parts.store, one).state_dict() for one in (parts.unet, further))
+    assert all(torch.allclose(new[name], tensor, atol=1e-5) for name, tensor in old.items())
+    assert parts.store.manifest(further).recipe.inputs["start"] == parts.unet.sha256
+
+
+def test_a_loss_that_is_no_number_stops_with_what_to_do(tmp_path: Path) -> None:
+    module = torch.nn.Linear(1, 1)
+    config = TrainConfig(steps=3, batch_size=2, learning_rate=0.5, precision="fp32")
+
+    with pytest.raises(TrainingError, match=r"pretraining step 2: found loss nan.*lower learning_rate \(now 0\.5\)"):
+        pretrain(
+            module, lambda step: module.weight.sum() * (float("nan") if step == 1 else 1), config, scratch=tmp_path
+        )
+
+
+def test_the_rate_warms_up_and_falls() -> None:
+    config = TrainConfig(steps=100, batch_size=2, learning_rate=1, warmup=10)
+    rates = [schedule(step, config) for step in range(100)]
+    assert rates[0] < 0.1
+    assert max(rates) == pytest.approx(1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.06
+
+
+def test_the_pipeline_opens_and_draws_in_diffusers_own_class(parts: Parts, model: Artifact) -> None:
+    folder = parts.store.path(model)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / assembling.PIPELINE, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("a teal cat", num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
+    assert drawn.size == (64, 64)
+    assert not list(folder.rglob("*.bin"))
+    assert all(str(parts.store.root) not in path.read_text() for path in folder.rglob("*.json"))
+
+
+def test_open_clip_opens_both_encoders_as_trained(parts: Parts, model: Artifact) -> None:
+    folder = parts.store.path(model)
+    seen = corpus.load(parts.store, parts.scenes, "held_out")
+    from PIL import Image
+
+    for part, name in assembling.ENCODERS.items():
+        encoder = Encoder(EncoderSource(model=name, path=folder / name), "cpu")
+        trained = clips.load(parts.store, getattr(parts, part))
+        words = clips.token_ids(tokenizer.load(parts.store, parts.words), seen.captions[:3])
+        with torch.no_grad():
+            texts = torch.nn.functional.normalize(trained.encode_text(words), dim=-1).numpy()
+            pictures = clips.normalized(clips.as_tensor(seen.pictures[:3]))
+            images = torch.nn.functional.normalize(trained.encode_image(pictures), dim=-1).numpy()
+        np.testing.assert_allclose(encoder.texts(seen.captions[:3]), texts, atol=0.01)
+        found = encoder.images([Image.fromarray(row) for row in seen.pictures[:3]])
+        np.testing.assert_allclose(found, images, atol=0.02)
+
+
+def test_a_base_model_is_taken_up_again_as_it_was(parts: Parts, model: Artifact, tmp_path: Path) -> None:
+    assembling.install(model, tmp_path / "models", store=parts.store)
+    taken = assembling.adopt(tmp_path / "models", store=parts.store)
+    assert set(taken) == {"tokenizer", "clip", "judge", "vae", "unet", "dino"}
+    old, new = unet.load(parts.store, parts.unet).state_dict(), unet.load(parts.store, taken["unet"]).state_dict()
+    assert all(torch.equal(tensor.half().float(), new[name]) for name, tensor in old.items())
+    scales = [clips.load(parts.store, one).logit_scale.item() for one in (taken["judge"], parts.judge)]
+    assert scales[0] == pytest.approx(scales[1], rel=1e-2)
+    again = encoded.encoded(parts.scenes, taken["tokenizer"], taken["clip"], taken["vae"], store=parts.store)
+    first, second = (encoded.load(parts.store, one, "held_out") for one in (parts.encoded, again))
+    torch.testing.assert_close(first.mean.float(), second.mean.float(), atol=0.05, rtol=0.05)
+    with pytest.raises(WeightsError, match="need every part; give a whole base model's folder"):
+        assembling.adopt(tmp_path, store=parts.store)
+
+
+def test_validation_measures_any_models_by_one_program(parts: Parts, model: Artifact) -> None:
+    folder = parts.store.path(model)
+    judge = EncoderSource(model="openmoji-judge", path=folder / "openmoji-judge")
+    source = ModelSource(path=folder / assembling.PIPELINE)
+    made = validate({"one": source, "two": source}, judge, SampleConfig(steps=2), count=48, store=parts.store)
+    table = pd.read_parquet(parts.store.path(made) / "figures.parquet")
+    wide = table.pivot_table(index="figure", columns="model", values="value")
+    assert set(wide.index) == {"thing named", "colour named", "both of two things", "VAE PSNR, dB", "KID x 10^3"}
+    assert wide["one"].equals(wide["two"].rename("one"))
+    assert wide.loc["thing named", "true scenes"] <= 1
+    assert (parts.store.path(made) / "one.png").is_file()
