@@ -1,0 +1,36 @@
+"""`prefect deployment run pretrain/openmoji`, small: the base model's whole chain on the real server and worker."""
+
+import pandas as pd
+import pytest
+
+from customdiff_core.config import Runtime
+from customdiff_core.pretraining.config import SMOKE
+from customdiff_core.pretraining.unet import unet
+
+from .conftest import Stack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+PARTS = {"scenes", "tokenizer", "clip", "judge", "vae", "dino", "encode", "unet", "assemble", "validate"}
+NOISY = 500  # times beyond which a picture is mostly noise, and the caption the best hint
+
+
+def test_a_smoke_pretraining_learns_from_captions_and_shows_it(stack: Stack) -> None:
+    run = stack.run("pretrain/openmoji", size="smoke")
+
+    assert stack.task_states(run["id"]) == dict.fromkeys(PARTS, "Completed")
+    page = stack.artifacts(run["id"])["pretrain-openmoji"]
+    assert "64 held-out captions" in page
+    assert "thing named" in page
+    assert "data:image/" in page
+    again = stack.run("pretrain/openmoji", size="smoke")
+    assert stack.task_states(again["id"]) == dict.fromkeys(PARTS, "Cached")
+
+    told = stack.store.newest("unet")
+    scenes = stack.store.lineage(told)["encoded_scenes"]
+    control = SMOKE.unet.model_copy(update={"shuffled_captions": True})
+    shuffled = unet(scenes, control, store=stack.store, runtime=Runtime(device="cpu"))
+    own, others = (
+        pd.read_parquet(stack.store.path(one) / "held_out.parquet").query("timestep > @NOISY")["loss"].mean()
+        for one in (told, shuffled)
+    )
+    assert own < 0.97 * others
