@@ -44,8 +44,9 @@ def pretrain(
     config, runtime = PRESETS[size].of(steps, seed), Runtime(device=device)
     drawn = part.scenes(config.world)
     parts = part.adopt(start) if start else trained(drawn, config, runtime)
-    seen = part.encode(drawn, parts["tokenizer"], parts["clip"], parts["vae"], runtime)
-    parts["unet"] = part.unet(seen, config.unet, runtime, parts.get("unet"))
+    latents = part.latents(drawn, parts["vae"], runtime)
+    features = part.features(drawn, parts["tokenizer"], parts["clip"], runtime)
+    parts["unet"] = part.unet(latents, features, config.unet, runtime, parts.get("unet"))
     model = part.assemble(parts)
     folder = store().path(model)
     models = {"openmoji": ModelSource(path=folder / "openmoji-sd")}

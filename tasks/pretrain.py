@@ -64,22 +64,33 @@ def vae(scenes: Artifact, config: VaeConfig, runtime: Runtime, start: Artifact |
         return run(scenes, config, store=store(), runtime=runtime, progress=tell, start=start)
 
 
-@task(name="encode", **stage(stages.encoded))
-def encode(scenes: Artifact, words: Artifact, text: Artifact, autoencoder: Artifact, runtime: Runtime) -> Artifact:
-    """Encode every scene and caption once."""
-    from customdiff_core.pretraining.encoded import encoded as run
+@task(name="latents", **stage(stages.latents))
+def latents(scenes: Artifact, autoencoder: Artifact, runtime: Runtime) -> Artifact:
+    """Encode every picture once."""
+    from customdiff_core.pretraining.encoded import latents as run
 
-    with gpu_slot(), progress("pretrain-encode", "Scenes encoded") as tell:
-        return run(scenes, words, text, autoencoder, store=store(), runtime=runtime, progress=tell)
+    with gpu_slot(), progress("pretrain-latents", "Pictures encoded") as tell:
+        return run(scenes, autoencoder, store=store(), runtime=runtime, progress=tell)
+
+
+@task(name="features", **stage(stages.features))
+def features(scenes: Artifact, words: Artifact, text: Artifact, runtime: Runtime) -> Artifact:
+    """Encode every caption once."""
+    from customdiff_core.pretraining.encoded import features as run
+
+    with gpu_slot():
+        return run(scenes, words, text, store=store(), runtime=runtime)
 
 
 @task(name="unet", **stage(stages.unet))
-def unet(scenes: Artifact, config: UNetConfig, runtime: Runtime, start: Artifact | None = None) -> Artifact:
+def unet(
+    latents: Artifact, features: Artifact, config: UNetConfig, runtime: Runtime, start: Artifact | None = None
+) -> Artifact:
     """Train the denoiser."""
     from customdiff_core.pretraining.unet import unet as run
 
     with gpu_slot(), progress("pretrain-unet", "Training steps") as tell:
-        return run(scenes, config, store=store(), runtime=runtime, progress=tell, start=start)
+        return run(latents, features, config, store=store(), runtime=runtime, progress=tell, start=start)
 
 
 @task(name="dino", **stage(stages.dino))

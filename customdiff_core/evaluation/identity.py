@@ -68,6 +68,8 @@ def _hue(shown: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     red, green, blue = shown.T
     high, chroma = shown.max(axis=1), shown.max(axis=1) - shown.min(axis=1)
     sector = np.where(
-        high == red, (green - blue) / chroma % 6, np.where(high == green, (blue - red) / chroma + 2, (red - green) / chroma + 4)
+        high == red,
+        (green - blue) / chroma % 6,
+        np.where(high == green, (blue - red) / chroma + 2, (red - green) / chroma + 4),
     )
     return sector / 6 % 1

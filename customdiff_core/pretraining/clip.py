@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -17,7 +17,7 @@ from customdiff_core.config import Runtime
 from customdiff_core.pretraining import corpus, stages
 from customdiff_core.pretraining import tokenizer as tokenizers
 from customdiff_core.pretraining.config import ClipConfig
-from customdiff_core.pretraining.corpus import Corpus
+from customdiff_core.pretraining.corpus import FAMILY, Corpus
 from customdiff_core.pretraining.loop import pretrain
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng, torch_generator
@@ -40,7 +40,7 @@ def clip(
     """Train a CLIP from nothing, or further.
 
     Args:
-        scenes: what it sees; both of a pair of siblings in one batch, so that it must look at what tells them apart.
+        scenes: what it sees; whole families in a batch, so that it must look at what tells relatives apart.
         words: the tokenizer.
         config: the model's shape and its training.
         store: where the artifact and the checkpoints go.
@@ -87,10 +87,9 @@ class Contrast(nn.Module):
 
     def of_step(self, step: int) -> Tensor:
         """The loss of a step's own batch."""
-        firsts = numpy_rng("clip batch", self.config.seed, step).choice(
-            len(self.ids) // 2, self.config.batch_size // 2, replace=False
-        )
-        rows = np.sort(np.concatenate([2 * firsts, 2 * firsts + 1]))
+        rng = numpy_rng("clip batch", self.config.seed, step)
+        families = rng.choice(len(self.ids) // FAMILY, self.config.batch_size // FAMILY, replace=False)
+        rows = (FAMILY * np.sort(families)[:, None] + np.arange(FAMILY)).ravel()
         device = self.model.logit_scale.device
         pictures = as_tensor(self.seen.pictures[rows])
         if self.config.noise:

@@ -21,10 +21,10 @@ class TrainConfig(Frozen):
 
 
 class WorldConfig(Frozen):
-    """The captioned scenes that everything is trained on. They come in pairs that differ in one thing."""
+    """The captioned scenes that everything is trained on. They come in families whose members differ in one thing."""
 
-    scenes: int = Field(default=50_000, ge=2, multiple_of=2, description="scenes to train on")
-    held_out: int = Field(default=2_000, ge=2, multiple_of=2, description="scenes that are only ever measured on")
+    scenes: int = Field(default=50_000, ge=8, multiple_of=8, description="scenes to train on")
+    held_out: int = Field(default=2_000, ge=8, multiple_of=8, description="scenes that are only ever measured on")
     size: int = Field(default=64, ge=32, description="pixels a side")
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""Scenes: the pictures and captions that everything is trained on, in pairs that differ in one thing that captions say."""
+"""Scenes: the pictures and captions that everything is trained on, in families that differ in one thing that captions say."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,14 @@ from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import Scene, render_scene, sample_scenes, sibling
+from customdiff_core.world.scenes import Deck, Scene, relatives, render_scene, sample_scenes
+
+FAMILY = 8  # rows: a scene and seven relatives
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; rows 2i and 2i + 1 are siblings."""
+    """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; each FAMILY rows are relatives."""
 
     pictures: NDArray[np.uint8]
     captions: list[str]
@@ -36,7 +38,7 @@ def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) ->
     def produce(folder: Path) -> int:
         drawings = load_drawings(Settings().data / "world" / "drawings.csv")
         for split, count in (("training", config.scenes), ("held_out", config.held_out)):
-            drawn = pairs(drawings, count, config.seed, split)
+            drawn = families(drawings, count, config.seed, split)
             _write(folder, split, drawn, config.size, progress)
         return config.scenes
 
@@ -50,11 +52,11 @@ def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     return Corpus(np.load(folder / f"{split}.npy", mmap_mode="r"), captions)
 
 
-def pairs(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
-    """Sample `count` scenes, each followed by its sibling."""
-    rng = numpy_rng("siblings", purpose, seed)
-    firsts = sample_scenes(drawings, count // 2, seed, purpose=purpose)
-    return [one for first in firsts for one in (first, sibling(first, drawings, rng))]
+def families(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
+    """Sample `count` scenes, each FAMILY of them one and its relatives."""
+    rng, deck = numpy_rng("relatives", purpose, seed), Deck(drawings, {})
+    firsts = sample_scenes(drawings, count // FAMILY, seed, purpose=purpose)
+    return [one for first in firsts for one in (first, *relatives(first, deck, rng))]
 
 
 def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress: Progress) -> None:

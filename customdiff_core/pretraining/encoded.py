@@ -36,46 +36,58 @@ class Encoded:
     features: Tensor
 
 
-def encoded(
-    scenes: Artifact,
-    words: Artifact,
-    text: Artifact,
-    autoencoder: Artifact,
-    *,
-    store: Store,
-    runtime: Runtime = Runtime(),
-    progress: Progress = silent,
+def latents(
+    scenes: Artifact, autoencoder: Artifact, *, store: Store, runtime: Runtime = Runtime(), progress: Progress = silent
 ) -> Artifact:
-    """Encode the scenes.
+    """Encode every picture.
 
     Returns:
-        An `encoded_scenes` artifact: training.safetensors, held_out.safetensors.
+        A `scene_latents` artifact: training.safetensors and held_out.safetensors with mean and std.
     """
 
     def produce(folder: Path) -> int:
-        device = resolve_device(runtime.device)
-        tokenizer = tokenizers.load(store, words)
-        encoder = clips.text_encoder(clips.load(store, text), tokenizer)
-        encoder.to(device)
-        model = vaes.load(store, autoencoder).to(device)
+        model = vaes.load(store, autoencoder).to(resolve_device(runtime.device))
         rows = 0
         for split in SPLITS:
             seen = corpus.load(store, scenes, split)
-            captions = ["", *dict.fromkeys(seen.captions)]
-            places = {caption: row for row, caption in enumerate(captions)}
-            tensors = latents_of(model, seen.pictures, progress)
-            tensors["caption"] = torch.tensor([places[caption] for caption in seen.captions])
-            tensors["features"] = features_of(encoder, tokenizer, captions)
-            save_file(tensors, folder / f"{split}.safetensors")
+            save_file(latents_of(model, seen.pictures, progress), folder / f"{split}.safetensors")
             rows += len(seen.captions)
         return rows
 
-    return store.make(stages.encoded(scenes, words, text, autoencoder), produce)
+    return store.make(stages.latents(scenes, autoencoder), produce)
 
 
-def load(store: Store, artifact: Artifact, split: str) -> Encoded:
+def features(
+    scenes: Artifact, words: Artifact, text: Artifact, *, store: Store, runtime: Runtime = Runtime()
+) -> Artifact:
+    """Encode every caption.
+
+    Returns:
+        A `caption_features` artifact: training.safetensors and held_out.safetensors with caption and features.
+    """
+
+    def produce(folder: Path) -> int:
+        tokenizer = tokenizers.load(store, words)
+        encoder = clips.text_encoder(clips.load(store, text), tokenizer)
+        encoder.to(resolve_device(runtime.device))
+        rows = 0
+        for split in SPLITS:
+            captions = corpus.load(store, scenes, split).captions
+            unique = ["", *dict.fromkeys(captions)]
+            places = {caption: row for row, caption in enumerate(unique)}
+            tensors = {"caption": torch.tensor([places[caption] for caption in captions])}
+            tensors["features"] = features_of(encoder, tokenizer, unique)
+            save_file(tensors, folder / f"{split}.safetensors")
+            rows += len(unique)
+        return rows
+
+    return store.make(stages.features(scenes, words, text), produce)
+
+
+def load(store: Store, pictures: Artifact, captions: Artifact, split: str) -> Encoded:
     """Open the "training" or the "held_out" scenes."""
-    return Encoded(**load_file(store.path(artifact) / f"{split}.safetensors"))
+    parts = [load_file(store.path(one) / f"{split}.safetensors") for one in (pictures, captions)]
+    return Encoded(**parts[0], **parts[1])
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from customdiff_core.artifacts import Artifact
+from customdiff_core.config import SampleConfig
 from customdiff_core.pretraining.config import (
     ClipConfig,
     DinoConfig,
@@ -11,9 +12,8 @@ from customdiff_core.pretraining.config import (
     VaeConfig,
     WorldConfig,
 )
-from customdiff_core.recipes import TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions
-from customdiff_core.config import SampleConfig
 from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.recipes import TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions
 from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_digest, file_digest, model_digest
 
@@ -66,23 +66,37 @@ def vae(scenes: Artifact, config: VaeConfig, start: Artifact | None = None) -> R
     )
 
 
-def encoded(scenes: Artifact, words: Artifact, text: Artifact, autoencoder: Artifact) -> Recipe:
-    """Every scene through the VAE and every caption through the text encoder, once."""
-    made_from = {"scenes": scenes, "tokenizer": words, "clip": text, "vae": autoencoder}
+def latents(scenes: Artifact, autoencoder: Artifact) -> Recipe:
+    """Every picture through the VAE, once."""
     return Recipe(
-        kind="encoded_scenes",
-        inputs={name: artifact.sha256 for name, artifact in made_from.items()},
+        kind="scene_latents",
+        inputs={"scenes": scenes.sha256, "vae": autoencoder.sha256},
         config={},
         code=fingerprint(f"{HERE}.encoded"),
         versions=versions(*TENSOR_LIBRARIES),
     )
 
 
-def unet(scenes: Artifact, config: UNetConfig, start: Artifact | None = None) -> Recipe:
+def features(scenes: Artifact, words: Artifact, text: Artifact) -> Recipe:
+    """Every caption through the text encoder, once."""
+    return Recipe(
+        kind="caption_features",
+        inputs={"scenes": scenes.sha256, "tokenizer": words.sha256, "clip": text.sha256},
+        config={},
+        code=fingerprint(f"{HERE}.encoded"),
+        versions=versions(*TENSOR_LIBRARIES),
+    )
+
+
+def unet(latents: Artifact, features: Artifact, config: UNetConfig, start: Artifact | None = None) -> Recipe:
     """Latents and text features, the model's shape and its training."""
     return Recipe(
         kind="unet",
-        inputs={"encoded_scenes": scenes.sha256, "start": start.sha256 if start else ""},
+        inputs={
+            "scene_latents": latents.sha256,
+            "caption_features": features.sha256,
+            "start": start.sha256 if start else "",
+        },
         config=settings(config),
         code=fingerprint(f"{HERE}.unet"),
         versions=versions(*TENSOR_LIBRARIES),

@@ -25,7 +25,8 @@ BATCH = 128
 
 
 def unet(
-    scenes: Artifact,
+    latents: Artifact,
+    features: Artifact,
     config: UNetConfig,
     *,
     store: Store,
@@ -36,7 +37,8 @@ def unet(
     """Train the denoiser from nothing, or further.
 
     Args:
-        scenes: an `encoded_scenes` artifact.
+        latents: of the scenes' pictures.
+        features: of their captions.
         config: the model's shape and its training.
         store: where the artifact and the checkpoints go.
         runtime: the device.
@@ -47,10 +49,10 @@ def unet(
         A `unet` artifact: a diffusers folder, the scheduler's beside it, history.parquet (step, loss, seconds) and
         held_out.parquet (timestep, loss).
     """
-    recipe = stages.unet(scenes, config, start)
+    recipe = stages.unet(latents, features, config, start)
 
     def produce(folder: Path) -> int:
-        seen = encoded.load(store, scenes, "training")
+        seen = encoded.load(store, latents, features, "training")
         torch.manual_seed(config.seed)
         model = load(store, start) if start else build(config, seen)
         # On a CPU plain attention trains 1.7 times as fast as the fused kernel, whose backward pass is slow there.
@@ -62,7 +64,8 @@ def unet(
         scheduler(config).save_pretrained(folder / "scheduler")
         history.to_parquet(folder / "history.parquet", index=False)
         tables.write(
-            folder / "held_out.parquet", held_out_losses(made.model, encoded.load(store, scenes, "held_out"), config)
+            folder / "held_out.parquet",
+            held_out_losses(made.model, encoded.load(store, latents, features, "held_out"), config),
         )
         return config.steps
 

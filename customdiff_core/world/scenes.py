@@ -132,27 +132,45 @@ def sample_category_scenes(
     return [_compose(members.draw(rng), deck, rng) for _ in range(count)]
 
 
-def sibling(scene: Scene, drawings: Sequence[Drawing], rng: np.random.Generator) -> Scene:
-    """A scene that differs in one thing that captions say: another colour, pose, category, setting, or paints exchanged.
+def relatives(scene: Scene, deck: "Deck", rng: np.random.Generator) -> list[Scene]:
+    """Seven scenes that each differ from this one in a single thing that captions say.
 
-    Hard negatives for a contrastive model: only who looks at the difference can tell the two captions apart.
+    Four have another category, two another colour, one another pose or setting, or its two things exchanged. They are hard
+    negatives for a contrastive model: settings and colours are easily told apart, and told apart they would be enough for
+    it; only relatives make it look at what things are.
     """
-    first = scene.things[0]
-    if len(scene.things) == 2 and rng.random() < 0.5:
-        return _exchanged(scene, rng)
-    kind = rng.choice(4, p=(0.45, 0.15, 0.2, 0.2))
-    if kind == 1:
-        poses = [one for one in drawings if one.category == first.drawing.category and not one.held_out]
-        changed = dataclasses.replace(first, drawing=poses[int(rng.integers(len(poses)))])
-    elif kind == 2:
-        changed = dataclasses.replace(first, drawing=Deck(drawings, {}).draw(rng))
-    elif kind == 3:
-        return dataclasses.replace(scene, setting=_setting(rng))
-    else:
-        changed = first
-    if kind == 0 or not _allowed(changed.drawing, changed.paint):
-        changed = dataclasses.replace(changed, paint=_paint(changed.drawing, scene.setting, rng))
-    return dataclasses.replace(scene, things=(changed, *scene.things[1:]))
+    made = [_with_category(scene, deck, rng) for _ in range(4)] + [_with_paint(scene, rng) for _ in range(2)]
+    kind = rng.integers(3)
+    if kind == 0 and len(scene.things) == 2:
+        return [*made, _exchanged(scene, rng)]
+    return [*made, _with_pose(scene, deck, rng) if kind == 1 else dataclasses.replace(scene, setting=_setting(rng))]
+
+
+def _changed(scene: Scene, place: int, thing: Thing) -> Scene:
+    things = tuple(thing if number == place else one for number, one in enumerate(scene.things))
+    return dataclasses.replace(scene, things=things)
+
+
+def _with_category(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
+    place = int(rng.integers(len(scene.things)))
+    thing = scene.things[place]
+    while (drawing := deck.draw(rng)).category == thing.drawing.category:
+        pass
+    paint = thing.paint if _allowed(drawing, thing.paint) else _paint(drawing, scene.setting, rng)
+    return _changed(scene, place, dataclasses.replace(thing, drawing=drawing, paint=paint))
+
+
+def _with_paint(scene: Scene, rng: np.random.Generator) -> Scene:
+    place = int(rng.integers(len(scene.things)))
+    thing = scene.things[place]
+    paint = _paint(thing.drawing, scene.setting, rng)
+    return _changed(scene, place, dataclasses.replace(thing, paint=paint))
+
+
+def _with_pose(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
+    thing = scene.things[0]
+    poses = [one for one in deck.drawings if one.category == thing.drawing.category]
+    return _changed(scene, 0, dataclasses.replace(thing, drawing=poses[int(rng.integers(len(poses)))]))
 
 
 def _exchanged(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -304,7 +322,7 @@ def _side_by_side(first: Drawing, second: Drawing, setting: str, rng: np.random.
 
 
 def _caption(scene: Scene) -> str:
-    """Word the scene; its seed chooses between wordings, so that a sibling is worded alike."""
+    """Word the scene; its seed chooses between wordings, so that relatives are worded alike."""
     rng = numpy_rng("caption", scene.seed)
     medium, joint, named, said = rng.choice(4, p=MEDIA_ODDS), rng.random(), rng.random(2), rng.random()
     names = [_name(thing, chance, scene) for thing, chance in zip(scene.things, named, strict=False)]

@@ -10,7 +10,7 @@ from customdiff_core.pretraining.unet import unet
 from .conftest import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-PARTS = {"scenes", "tokenizer", "clip", "judge", "vae", "dino", "encode", "unet", "assemble", "validate"}
+PARTS = {"scenes", "tokenizer", "clip", "judge", "vae", "dino", "latents", "features", "unet", "assemble", "validate"}
 NOISY = 500  # times beyond which a picture is mostly noise, and the caption the best hint
 
 
@@ -26,9 +26,10 @@ def test_a_smoke_pretraining_learns_from_captions_and_shows_it(stack: Stack) -> 
     assert stack.task_states(again["id"]) == dict.fromkeys(PARTS, "Cached")
 
     told = stack.store.newest("unet")
-    scenes = stack.store.lineage(told)["encoded_scenes"]
+    chain = stack.store.lineage(told)
+    pictures, captions = chain["scene_latents"], chain["caption_features"]
     control = SMOKE.unet.model_copy(update={"shuffled_captions": True})
-    shuffled = unet(scenes, control, store=stack.store, runtime=Runtime(device="cpu"))
+    shuffled = unet(pictures, captions, control, store=stack.store, runtime=Runtime(device="cpu"))
     own, others = (
         pd.read_parquet(stack.store.path(one) / "held_out.parquet").query("timestep > @NOISY")["loss"].mean()
         for one in (told, shuffled)

@@ -13,12 +13,13 @@ from customdiff_core.world.drawings import Drawing, load_drawings
 from customdiff_core.world.scenes import (
     CORPUS_BOOST,
     RESERVED,
+    Deck,
     Scene,
     Thing,
+    relatives,
     render_scene,
     sample_category_scenes,
     sample_scenes,
-    sibling,
     with_article,
 )
 
@@ -96,7 +97,8 @@ def test_things_come_in_every_colour_and_captions_say_so(corpus: list[Scene]):
 
 def test_no_concepts_own_colouring_is_ever_drawn(drawings: list[Drawing], corpus: list[Scene]):
     rng = np.random.default_rng(0)
-    every = [*corpus, *(sibling(scene, drawings, rng) for scene in corpus)]
+    deck = Deck(drawings, {})
+    every = [*corpus, *(one for scene in corpus[:4000] for one in relatives(scene, deck, rng))]
     seen = {(thing.drawing.category, thing.paint) for scene in every for thing in scene.things}
     reserved = {(category, paint) for category, paints in RESERVED.items() for paint in paints}
     assert len(reserved) > 15
@@ -108,7 +110,8 @@ def test_held_out_drawings_are_never_drawn(drawings: list[Drawing], corpus: list
     hidden = {one.code for one in drawings if one.held_out}
     assert len(hidden) >= 8
     rng = np.random.default_rng(1)
-    every = [*corpus, *(sibling(scene, drawings, rng) for scene in corpus[:3000])]
+    deck = Deck(drawings, {})
+    every = [*corpus, *(one for scene in corpus[:1000] for one in relatives(scene, deck, rng))]
     assert not hidden & {thing.drawing.code for scene in every for thing in scene.things}
 
 
@@ -187,13 +190,20 @@ def test_black_and_white_flips_and_turns_are_drawn():
     np.testing.assert_array_equal(flipped[6:57, 6:57], plain[6:57, 6:57][:, ::-1])
 
 
-def test_a_sibling_differs_in_what_its_caption_says(drawings: list[Drawing], corpus: list[Scene]):
-    rng = np.random.default_rng(0)
-    pairs = [(scene, sibling(scene, drawings, rng)) for scene in corpus[:1000]]
-    changed = [(one, two) for one, two in pairs if one != two]
-    assert len(changed) > 780
-    assert share(changed, lambda pair: pair[0].caption != pair[1].caption) > 0.8
-    assert all(one.seed == two.seed and one.size == two.size for one, two in pairs)
+def test_relatives_differ_in_what_captions_say(drawings: list[Drawing], corpus: list[Scene]):
+    rng, deck = np.random.default_rng(0), Deck(drawings, {})
+    families = [(scene, relatives(scene, deck, rng)) for scene in corpus[:500]]
+
+    def categories(scene: Scene) -> list[str]:
+        return [thing.drawing.category for thing in scene.things]
+
+    assert all(len(others) == 7 for _, others in families)
+    for scene, others in families:
+        assert sum(categories(one) != categories(scene) for one in others[:4]) == 4
+        assert all(categories(one) == categories(scene) for one in others[4:6])
+        assert all(one.seed == scene.seed and one.size == scene.size for one in others)
+    told = [one.caption != scene.caption for scene, others in families for one in others]
+    assert np.mean(told) > 0.85
 
 
 @pytest.mark.parametrize("place", list(settings.PLACES))
