@@ -60,7 +60,8 @@ def clip(
         model = build(shape)
         if start:
             model.load_state_dict(load_file(store.path(start) / WEIGHTS))
-        loss = Contrast(model, seen, token_ids(tokenizer, seen.captions), config)
+        ids = torch.stack([token_ids(tokenizer, said) for said in (seen.captions, seen.short_captions)])
+        loss = Contrast(model, seen, ids, config)
         scratch = store.scratch(recipe.kind, recipe.key)
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         save_file({name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}, folder / WEIGHTS)
@@ -77,7 +78,7 @@ class Contrast(nn.Module):
     Args:
         model: open_clip's CLIP.
         seen: the scenes.
-        ids: (N, L) their captions' tokens.
+        ids: (2, N, L) the tokens of their captions and of their short captions; each family of a batch is told by either.
         config: batch size, noise and seed.
     """
 
@@ -88,13 +89,15 @@ class Contrast(nn.Module):
     def of_step(self, step: int) -> Tensor:
         """The loss of a step's own batch."""
         rng = numpy_rng("clip batch", self.config.seed, step)
-        families = rng.choice(len(self.ids) // FAMILY, self.config.batch_size // FAMILY, replace=False)
+        families = rng.choice(self.ids.shape[1] // FAMILY, self.config.batch_size // FAMILY, replace=False)
         rows = (FAMILY * np.sort(families)[:, None] + np.arange(FAMILY)).ravel()
+        short = np.repeat(rng.integers(2, size=len(families)), FAMILY)
         device = self.model.logit_scale.device
         pictures = as_tensor(self.seen.pictures[rows])
         if self.config.noise:
             pictures = _spoiled(pictures, self.config, step)
-        return self(normalized(pictures).to(device), self.ids[torch.from_numpy(rows)].to(device))
+        ids = self.ids[torch.from_numpy(short), torch.from_numpy(rows)]
+        return self(normalized(pictures).to(device), ids.to(device))
 
     def forward(self, pictures: Tensor, ids: Tensor) -> Tensor:
         """Cross-entropy both ways over (B, 3, h, w) pictures and (B, L) tokens; nats."""

@@ -22,17 +22,22 @@ FAMILY = 8  # rows: a scene and seven relatives
 
 @dataclass(frozen=True)
 class Corpus:
-    """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; each FAMILY rows are relatives."""
+    """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; each FAMILY rows are relatives.
+
+    `short_captions` name the things and their colours alone.
+    """
 
     pictures: NDArray[np.uint8]
     captions: list[str]
+    short_captions: list[str]
 
 
 def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) -> Artifact:
     """Draw the scenes to train on, and those that are only ever measured on.
 
     Returns:
-        A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (column caption).
+        A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (columns caption
+        and short_caption).
     """
 
     def produce(folder: Path) -> int:
@@ -48,8 +53,9 @@ def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) ->
 def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     """Open the "training" or the "held_out" scenes."""
     folder = store.path(artifact)
-    captions = pd.read_parquet(folder / f"{split}.parquet")["caption"].tolist()
-    return Corpus(np.load(folder / f"{split}.npy", mmap_mode="r"), captions)
+    said = pd.read_parquet(folder / f"{split}.parquet")
+    pictures = np.load(folder / f"{split}.npy", mmap_mode="r")
+    return Corpus(pictures, said["caption"].tolist(), said["short_caption"].tolist())
 
 
 def families(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
@@ -67,4 +73,5 @@ def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress
         if row % 1000 == 999:
             progress(row + 1, len(drawn), f"{split} scenes")
     pictures.flush()
-    pd.DataFrame({"caption": [scene.caption for scene in drawn]}).to_parquet(folder / f"{split}.parquet", index=False)
+    said = [{"caption": scene.caption, "short_caption": scene.short_caption} for scene in drawn]
+    pd.DataFrame(said).to_parquet(folder / f"{split}.parquet", index=False)

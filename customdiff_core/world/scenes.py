@@ -88,6 +88,13 @@ class Scene:
         """What the picture shows, in words."""
         return _caption(self)
 
+    @property
+    def short_caption(self) -> str:
+        """Its things and their colours, and nothing else: "a teal cat and a dog"."""
+        named = (" and ".join(() if self.black_and_white else thing.paint) for thing in self.things)
+        pairs = zip(named, self.things, strict=True)
+        return " and ".join(with_article(f"{colours} {thing.drawing.category}".strip()) for colours, thing in pairs)
+
 
 def with_article(name: str) -> str:
     """Put a or an before a name by its sound."""
