@@ -89,7 +89,6 @@ class EvaluateConfig(Frozen):
     )
     kid_subset_size: int = Field(default=100, ge=2, description="torch-fidelity's subset size")
     kid_subsets: int = Field(default=100, ge=1, description="torch-fidelity's number of subsets")
-    bootstrap: int = Field(default=2000, ge=100, description="resamples of prompts and seeds for an interval")
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 

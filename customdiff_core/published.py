@@ -109,7 +109,9 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
     if not pictures:
         allowed = ", ".join(sorted(images.SUFFIXES))
         raise ConceptError(f"{concept.pictures}: found no pictures, need some of the concept ({allowed}); add them")
-    data = [(one.name, images.read_picture(one, concept.pictures)) for one in pictures]  # all readable, or nothing written
+    data = [
+        (one.name, images.read_picture(one, concept.pictures)) for one in pictures
+    ]  # all readable, or nothing written
     (target / "images").mkdir(parents=True)
     try:
         for name, content in data:
@@ -158,9 +160,7 @@ def _pair(entries: Sequence[_Concept | _Together], root: Path) -> PublishedPair:
             f"concepts together: found {len(concepts)} concepts and {len(together)} prompt_filename_compose, "
             "need at least 2 and exactly 1; correct the list"
         )
-    return PublishedPair(
-        concepts=concepts, prompts=_prompts(together[0].prompt_filename_compose, root, len(concepts))
-    )
+    return PublishedPair(concepts=concepts, prompts=_prompts(together[0].prompt_filename_compose, root, len(concepts)))
 
 
 def _with_placeholder(prompt: str, category: str) -> str:

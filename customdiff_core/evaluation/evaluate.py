@@ -13,14 +13,13 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
-from customdiff_core.evaluation.intervals import crossed_bootstrap
+from customdiff_core.evaluation.intervals import crossed_interval
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.sampling import generate
-from customdiff_core.seeding import numpy_rng
 from customdiff_core.weights import encoder_digest
 
 SUBJECTS = ("base", "customized")
@@ -176,7 +175,7 @@ def _alignment_rows(scores: pd.DataFrame, profile: Profile, config: EvaluateConf
         }
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
-            low, high = crossed_bootstrap(grid, config.bootstrap, config.confidence, numpy_rng("bootstrap", metric))
+            low, high = crossed_interval(grid[None], config.confidence)
             rows.append(_row(str(subject), metric, profile, float(grid.mean()), low, high, grid.size))
     return rows
 
