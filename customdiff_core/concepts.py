@@ -174,6 +174,38 @@ def check_prompts(prompts: tuple[str, ...], what: str) -> None:
             )
 
 
+def prompts_together(count: int, prompts: Sequence[str] | None = None, data: Path | None = None) -> tuple[str, ...]:
+    """Return prompts for several concepts, with {0}, {1}, ... where they go.
+
+    Args:
+        count: how many concepts.
+        prompts: as stated; by default those of data/prompts/together-<count>.txt.
+        data: the folder with `prompts/`; by default the settings'.
+
+    Raises:
+        ConfigError: if there is no such file, or a prompt misses a concept.
+    """
+    folder = (data or Settings().data) / "prompts"
+    found = tuple(prompts) if prompts else read_prompts(folder, f"together-{count}.txt")
+    check_prompts_together(found, count)
+    return found
+
+
+def check_prompts_together(prompts: Sequence[str], count: int) -> None:
+    """Check that every prompt names every concept once.
+
+    Raises:
+        ConfigError: naming the first that does not.
+    """
+    for prompt in prompts:
+        for place in (f"{{{number}}}" for number in range(count)):
+            if prompt.count(place) != 1:
+                raise ConfigError(
+                    f"prompts: found {prompt.count(place)} of {place} in {prompt!r}, need each of {count} concepts once; "
+                    'for example "a {0} and a {1}"'
+                )
+
+
 def _check_unshared(concept: Concept, known: list[str], data: Path | None) -> None:
     for other in known:
         if other != concept.name and _read_spec(_root(data) / other).modifier_token == concept.modifier_token:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Regularization = Literal["retrieved", "generated", "none"]
 
 
 class Frozen(BaseModel):
@@ -19,6 +20,9 @@ class RetrieveConfig(Frozen):
     """Regularization images by caption (arXiv:2212.04488, section 3.2)."""
 
     count: int = Field(default=200, ge=1, description="regularization images, exactly")
+    source: Regularization = Field(
+        default="retrieved", description="from the index by caption, drawn by the base model, or none"
+    )
     candidates: int = Field(default=400, ge=1, description="hits asked of the index, before duplicates go")
     min_similarity: float | None = Field(
         default=None,
@@ -31,10 +35,16 @@ class AugmentConfig(Frozen):
 
     resolution: int = Field(ge=16, description="S, side of a training image in pixels")
     views: int = Field(default=240, ge=1, description="augmented views made of the concept's pictures")
+    random_resize: bool = Field(
+        default=True, description="the paper's random sizes with their words; without, every view is the whole picture"
+    )
     resize_probability: float = Field(
         default=2 / 3, ge=0, le=1, description="chance of U{S/3..S}; otherwise U[1.2 S, 1.4 S)"
     )
     flip_probability: float = Field(default=0.5, ge=0, le=1, description="chance of a horizontal flip")
+    alpha_masks: bool = Field(
+        default=False, description="count the loss only where a picture with an alpha channel is opaque"
+    )
     seed: int = 0
 
 
@@ -45,22 +55,56 @@ class SampleConfig(Frozen):
     steps: int = Field(default=25, ge=1, le=1000, description="denoising steps")
     guidance_scale: float = Field(default=6.0, ge=1, description="classifier-free guidance")
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM's noise share; the paper's protocol uses 1")
+    negative_prompt: str = Field(default="", description="what guidance leads away from")
     batch_size: int = Field(default=32, ge=1, description="images denoised together")
 
 
-class FinetuneConfig(Frozen):
-    """Custom Diffusion: cross-attention keys and values, and V* (section 3.1)."""
+class EarlyStop(Frozen):
+    """Stop when views that training does not see are learnt no better; the best weights are kept."""
 
-    method: Literal["custom-diffusion"] = "custom-diffusion"
+    views: int = Field(default=8, ge=1, description="augmented views of each concept that are withheld from training")
+    every: int = Field(default=50, ge=1, description="steps between two looks at them")
+    patience: int = Field(default=3, ge=1, description="looks without a better loss, after which training stops")
+
+
+class FinetuneConfig(Frozen):
+    """How a method is trained (section 3.1 and appendix); which method it is, `finetuning/methods` says."""
+
+    method: str = Field(default="custom-diffusion", description="one of finetuning/methods")
     steps: int = Field(ge=1, description="optimizer steps")
-    learning_rate: float = Field(gt=0, description="AdamW, for keys and values; constant")
-    modifier_learning_rate: float = Field(gt=0, description="AdamW, for the row of V*")
-    batch_size: int = Field(
-        default=4, ge=1, description="concept views a step; as many regularization images join them"
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="AdamW, for the UNet's weights; empty: by the method's rule"
     )
-    prior_weight: float = Field(default=1.0, ge=0, description="weight of the prior-preservation loss")
+    modifier_learning_rate: float | None = Field(
+        default=None, gt=0, description="AdamW, for the row of V*; empty: as for the weights"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="the rates over the steps; the paper's are constant, cosine ends at 0"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="steps over which the rates grow to their values")
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        default="adamw", description="adamw-8bit keeps its state in 8 bits (bitsandbytes; CUDA only)"
+    )
+    batch_size: int = Field(
+        default=4, ge=1, description="concept views a batch; as many regularization images join them"
+    )
+    gradient_accumulation: int = Field(default=1, ge=1, description="batches a step; their gradients are averaged")
+    prior_weight: float = Field(
+        default=1.0, ge=0, description="weight of the prior-preservation loss; 0 uses no regularization images"
+    )
     instance_weight: float = Field(
-        default=4.0, gt=0, description="weight of the concept's loss; 4 is the released code's mask without channels"
+        default=4.0,
+        gt=0,
+        description="weight of the concept's loss. The released code divides it by a mask of one channel while the error "
+        "has four, which is 4 : 1 against the prior; the published figures used that",
+    )
+    min_snr_gamma: float | None = Field(
+        default=None,
+        gt=0,
+        description="cap on a timestep's signal-to-noise weight (arXiv:2303.09556; 5 there); empty: off",
+    )
+    noise_offset: float = Field(
+        default=0.0, ge=0, description="noise that is constant over a channel, for darker darks (0.1 is common)"
     )
     weight_decay: float = Field(default=1e-2, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0, description="largest global gradient norm")
@@ -70,13 +114,64 @@ class FinetuneConfig(Frozen):
         lt=1,
         description="moving average of what is trained, whose result is kept; 0 keeps the last step's",
     )
-    detach_bos: bool = Field(default=True, description="stop the key and value gradient at text position 0")
+    detach_bos: bool = Field(
+        default=True,
+        description="stop the key and value gradient at text position 0, which is the same for every prompt: through it a "
+        "change would reach all of them. The released code does",
+    )
+    early_stop: EarlyStop | None = Field(default=None, description="stop before the last step; empty: never")
     precision: Precision = "fp32"
     seed: int = 0
     preview_prompts: tuple[str, ...] = Field(
         default=("photo of a {}",), description="drawn now and then while training"
     )
     preview_every: int = Field(default=100, ge=1, description="steps between previews")
+
+
+class MethodSettings(Frozen):
+    """What a profile states for one method; empty fields follow the method's own rule."""
+
+    steps: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    modifier_learning_rate: float | None = Field(default=None, gt=0)
+
+
+class MergeConfig(Frozen):
+    """The closed-form merge (section 3.2)."""
+
+    captions: int = Field(
+        default=1000, ge=1, description="regularization captions, spread evenly over the retrieval index's"
+    )
+    prompts: tuple[str, ...] = Field(
+        default=("{}", "photo of a {}"), min_length=1, description="target prompts of every concept"
+    )
+    shared: float = Field(
+        default=1e-3, gt=0, lt=1, description="relative distance below which two concepts' text features are the same"
+    )
+    independence: float = Field(
+        default=1e-3, gt=0, lt=1, description="least share of a text feature that the others must not explain"
+    )
+    ridge: float = Field(
+        default=0.0,
+        ge=0,
+        description="how much the weights are held where the captions say nothing; 0 is the paper's objective",
+    )
+    factored: bool = Field(
+        default=False,
+        description="keep the result as two thin factors a layer: the same model in a hundredth of the size",
+    )
+
+
+class CompressConfig(Frozen):
+    """How much of each layer's change is kept; exactly one of the three is stated."""
+
+    energy: float | None = Field(
+        default=None, gt=0, le=1, description="fraction of the sum of singular values; the released code keeps 0.6"
+    )
+    rank: int | None = Field(default=None, ge=1, description="singular values of every layer")
+    megabytes: float | None = Field(
+        default=None, gt=0, description="size of the file (10^6 bytes), by the largest energy that fits"
+    )
 
 
 class EvaluateConfig(Frozen):
@@ -99,8 +194,19 @@ class IndexConfig(Frozen):
     seed: int = 0
 
 
+class Stated(Frozen):
+    """What the user says of an imported file that does not say it: each token's name and category, in the file's order."""
+
+    tokens: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+
+
 class Runtime(Frozen):
     """What a machine decides and no result depends on; never part of a key."""
 
     device: Device = "auto"
     checkpoint_every: int = Field(default=50, ge=1, description="steps between training checkpoints")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute the UNet's activations twice instead of keeping them: less memory, more time",
+    )

@@ -8,6 +8,8 @@
     ├── StoreError           the artifact store cannot be read or written
     │   └── DiskFullError
     ├── WeightsError         model weights missing, incomplete or pickled
+    ├── DeltaError           a delta, of this program or another, that cannot be read or does not fit
+    ├── MergeError           concepts that have no common solution
     ├── RetrievalError       the index cannot give the images asked for
     ├── TrainingError        a training that must not go on
     ├── EvaluationError      a figure that cannot be computed honestly
@@ -48,6 +50,14 @@ class DiskFullError(StoreError):
 
 class WeightsError(CustomDiffusionError):
     """Model weights that are missing, incomplete or pickled."""
+
+
+class DeltaError(CustomDiffusionError):
+    """A file of trained weights that cannot be read, cannot be trusted, or does not fit the base model."""
+
+
+class MergeError(CustomDiffusionError):
+    """Concepts, or regularization captions, for which the closed-form merge has no solution."""
 
 
 class RetrievalError(CustomDiffusionError):

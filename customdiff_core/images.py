@@ -6,11 +6,15 @@ result is always RGB, upright, 8 bits: EXIF orientation is applied, transparency
 
 import hashlib
 import io
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from customdiff_core.errors import ImageError
 
@@ -19,6 +23,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 80_000_000
 MIN_SIDE = 16
+RECIPE = "customdiff"  # the PNG text that says how an image was made
 
 
 def read_picture(path: Path, folder: Path) -> bytes:
@@ -80,6 +85,14 @@ def decode(data: bytes, name: str) -> Image.Image:
         ) from error
 
 
+def opacity(data: bytes) -> Image.Image | None:
+    """Return the alpha channel of a picture that `decode` took, upright, as RGB: white where it is opaque; None without one."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return None
+    return ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A").convert("RGB")
+
+
 def center_crop(image: Image.Image) -> Image.Image:
     """Return the largest centred square; squashing would teach the concept wrong proportions."""
     side = min(image.size)
@@ -87,11 +100,26 @@ def center_crop(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def encode(image: Image.Image) -> bytes:
-    """Encode losslessly, and equally on every run."""
+def encode(image: Image.Image, recipe: Mapping[str, Any] | None = None) -> bytes:
+    """Encode losslessly, and equally on every run; how the image was made goes into the PNG's text, as JSON."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    notes = PngInfo()
+    if recipe is not None:
+        notes.add_text(RECIPE, json.dumps(recipe))
+    image.save(buffer, format="PNG", pnginfo=notes)
     return buffer.getvalue()
+
+
+def recipe_of(data: bytes) -> dict[str, Any]:
+    """Return how an image of this project was made.
+
+    Raises:
+        ImageError: if it does not say.
+    """
+    found = getattr(Image.open(io.BytesIO(data), formats=("PNG",)), "text", {}).get(RECIPE)
+    if found is None:
+        raise ImageError(f"picture: found no {RECIPE} text in it, need a PNG drawn by this program")
+    return json.loads(found)
 
 
 def open_trusted(data: bytes) -> Image.Image:

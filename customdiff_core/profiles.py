@@ -3,6 +3,7 @@
 openmoji   embedded in data/models, 64 px, CPU; learns drawings
 sd14       Stable Diffusion 1.4, 512 px: the paper's
 sd21       Stable Diffusion 2.1, 768 px, v-prediction
+sdxl       Stable Diffusion XL 1.0, 1024 px
 """
 
 import difflib
@@ -12,8 +13,18 @@ from typing import Literal
 
 from pydantic import Field
 
-from customdiff_core.config import AugmentConfig, EvaluateConfig, FinetuneConfig, Frozen, RetrieveConfig, SampleConfig
+from customdiff_core.config import (
+    AugmentConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    Frozen,
+    MergeConfig,
+    MethodSettings,
+    RetrieveConfig,
+    SampleConfig,
+)
 from customdiff_core.errors import ConfigError
+from customdiff_core.finetuning import methods
 from customdiff_core.settings import Settings
 
 
@@ -61,8 +72,24 @@ class Profile(Frozen):
     judge: EncoderSource = Field(description="the CLIP that evaluates")
     retrieve: RetrieveConfig
     augment: AugmentConfig
-    finetune: FinetuneConfig
+    finetune: FinetuneConfig = Field(description="Custom Diffusion's settings, and what all methods share of them")
+    methods: dict[str, MethodSettings] = Field(default_factory=dict, description="what other methods need here")
+    merge: MergeConfig = MergeConfig()
     evaluate: EvaluateConfig
+
+    def training(self, method: str) -> FinetuneConfig:
+        """Return this profile's settings for a method: its own, else by the method's rule.
+
+        Raises:
+            ConfigError: for an unknown method.
+        """
+        chosen = methods.get(method)
+        if method == self.finetune.method:
+            return self.finetune
+        rule = {"method": method, "steps": chosen.steps, "learning_rate": None, "modifier_learning_rate": None}
+        prior = {} if chosen.regularization != "none" else {"prior_weight": 0.0}
+        own = self.methods.get(method, MethodSettings()).model_dump(exclude_none=True)
+        return self.finetune.model_copy(update=rule | prior | own)
 
 
 def openmoji() -> Profile:
@@ -89,6 +116,12 @@ def openmoji() -> Profile:
             ema_decay=0.99,
             preview_prompts=("photo of a {}", "a {} on a red background", "a {} and a rocket"),
         ),
+        methods={
+            "custom-diffusion-crossattn": MethodSettings(steps=700, learning_rate=3e-4, modifier_learning_rate=4e-3),
+            "custom-diffusion-all": MethodSettings(steps=500, learning_rate=5e-5, modifier_learning_rate=4e-3),
+            "dreambooth": MethodSettings(steps=500, learning_rate=5e-5),
+            "textual-inversion": MethodSettings(steps=700, modifier_learning_rate=1e-2),
+        },
         evaluate=EvaluateConfig(sample=sample),
     )
 
@@ -112,8 +145,6 @@ def sd14() -> Profile:
         augment=AugmentConfig(resolution=512),
         finetune=FinetuneConfig(
             steps=500,
-            learning_rate=4e-5,
-            modifier_learning_rate=4e-5,
             batch_size=2,
             precision="bf16",
             preview_every=125,
@@ -145,7 +176,27 @@ def sd21() -> Profile:
     )
 
 
-BUILDERS: dict[str, Callable[[], Profile]] = {"openmoji": openmoji, "sd14": sd14, "sd21": sd21}
+def sdxl() -> Profile:
+    """Stable Diffusion XL: as 1.4, at 1024 px, with two text encoders (read from the model's own configs)."""
+    paper = sd14()
+    return paper.model_copy(
+        update={
+            "name": "sdxl",
+            "model": ModelSource(
+                hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+                revision="462165984030d82259a11f4367a4eed129e94a7b",
+                download_size="about 14 GB",
+                memory="a CUDA GPU with about 40 GB (or 64 GB of RAM on a CPU)",
+                duration="about an hour of training on one A100, a week on a CPU",
+            ),
+            "augment": AugmentConfig(resolution=1024),
+            "merge": MergeConfig(captions=3000),  # its text features are 2048 wide
+            "finetune": paper.finetune.model_copy(update={"batch_size": 1, "gradient_accumulation": 2}),
+        }
+    )
+
+
+BUILDERS: dict[str, Callable[[], Profile]] = {"openmoji": openmoji, "sd14": sd14, "sd21": sd21, "sdxl": sdxl}
 
 
 def get(name: str, *, model: Path | None = None, index: Path | None = None, validation: Path | None = None) -> Profile:

@@ -13,11 +13,15 @@ from flows.options import ConceptName, ModelOptions, RetrieveOptions
 from tasks import publish
 
 
-def retrieved(
-    concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, runtime: Runtime
-) -> Artifact:
-    """The regularization images, shown in the UI."""
-    regularization = tasks.retrieve.retrieve(concept, index, profile, config, runtime)
+def retrieved(concept: Concept, profile: Profile, config: RetrieveConfig, runtime: Runtime) -> Artifact | None:
+    """The regularization images, from where the settings say, shown in the UI; None when there shall be none."""
+    if config.source == "none":
+        return None
+    if config.source == "generated":
+        regularization = tasks.retrieve.draw_regularization(concept, profile, config, runtime)
+    else:
+        index = indexed(profile, IndexConfig(), runtime)
+        regularization = tasks.retrieve.retrieve(concept, index, profile, config, runtime)
     publish.retrieved(concept, regularization)
     return regularization
 
@@ -25,8 +29,7 @@ def retrieved(
 @flow(name="retrieve", flow_run_name="retrieve-{concept}")
 def retrieve(
     concept: ConceptName = "cat", retrieve: RetrieveOptions = RetrieveOptions(), model: ModelOptions = ModelOptions()
-) -> Artifact:
+) -> Artifact | None:
     """Take the images whose captions are nearest to the concept's class prompt; builds the index first if need be."""
     profile = model.resolve()
-    index = indexed(profile, IndexConfig(), model.runtime)
-    return retrieved(concepts.load(concept), index, profile, retrieve.resolve(profile), model.runtime)
+    return retrieved(concepts.load(concept), profile, retrieve.resolve(profile), model.runtime)

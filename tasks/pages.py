@@ -11,7 +11,7 @@ import pandas as pd
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
-from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, views, when
+from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
 from customdiff_core.settings import Settings
 
 LIMIT = 700_000  # bytes of one page: the UI loads a run's artifacts all at once
@@ -81,20 +81,91 @@ def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
     return _page("Augmented views", training_set, here, body)
 
 
-def finetuned(concept: Concept, delta: Artifact, here: Store) -> str:
-    """The losses by step, and what the preview prompts looked like on the way."""
+def finetuned(concepts: tuple[Concept, ...], delta: Artifact, here: Store) -> str:
+    """The losses by step, how far the weights moved, and what the preview prompts looked like on the way."""
     history, previews = (tables.read(here, delta, name) for name in ("history", "previews"))
     chart = figures.chart_uri(figures.loss_curve(history), CHART_DPI)
+    moved = tables.read(here, delta, "weight_change")
+    words = " and ".join(escape(one.noun) for one in concepts)
     strips = [(row["step"], tile) for row in previews.to_dict("records") for tile in figures.tiles(row["image"])]
 
     def body(side: int) -> str:
         cells = [(_thumbnail(tile, side, f"step {step}"), f"step {step}") for step, tile in strips]
         return (
-            f"The loss in {len(history)} steps on {escape(concept.noun)}:\n\n{image(chart, 'Losses by step')}\n\n"
+            f"The loss in {len(history)} steps on {words}:\n\n{image(chart, 'Losses by step')}\n\n{_moved(moved)}"
             f"The same prompt and noise, drawn while training:\n\n{_grid(cells)}"
         )
 
     return _page("Fine-tuning", delta, here, body)
+
+
+def merged(delta: Artifact, here: Store) -> str:
+    """Each concept's worst layer, and the words that several concepts share or others explain."""
+    report, rows = (tables.read(here, delta, name) for name in ("merge", "rows"))
+    worst = report.groupby("concept").max(numeric_only=True)
+    lines = [
+        (
+            escape(str(name)),
+            f"{one['strength']:g}",
+            f"{one['constraints']:.0f}",
+            f"{one['constraint_error']:.1e}",
+            f"{one['constraint_error_cast']:.1e}",
+            number(float(one["error_all_rows"])),
+        )
+        for name, one in worst.iterrows()
+    ]
+    head = ("Concept", "Strength", "Constraints", "Error, float64", "Error, saved", "Error of all its words")
+    states = rows[rows["state"] != "constraint"].groupby("state")["token"].unique()
+    said = [f"* {escape(str(state))}: {', '.join(map(escape, words))}" for state, words in states.items()]
+    text = (
+        f"{report['layer'].nunique()} layers, solved together. The worst layer of each concept, relative:\n\n"
+        f"{_table(head, lines)}\n\nCondition number of the captions' features {report['condition_regularization'].iloc[0]:.1e}, "
+        f"of the target words {report['condition_targets'].iloc[0]:.1e}.\n\n"
+    )
+    if said:
+        text += "Words that are no constraints:\n\n" + "\n".join(said)
+    return _page("Merge", delta, here, lambda _: text)
+
+
+def evaluated_together(concepts: tuple[Concept, ...], together: Artifact, here: Store) -> str:
+    """Every prompt by every model, and the figures."""
+    table = tables.read(here, together, "metrics")
+    measured = table[table["subject"] != "judge"]
+    subjects = list(dict.fromkeys(measured["subject"]))
+    cells = {(row["metric"], row["subject"]): row for row in tables.records(measured)}
+    lines = [
+        (
+            escape(str(metric)),
+            *(
+                _cell(Cell(*(float(cells[metric, name][key]) for key in ("value", "ci_low", "ci_high"))))
+                for name in subjects
+            ),
+        )
+        for metric in dict.fromkeys(measured["metric"])
+    ]
+    judge = " ".join(
+        f"{escape(row['metric'].capitalize())}: {number(row['value'], digits=2)} of {row['n']}."
+        for row in tables.records(table[table["subject"] == "judge"])
+    )
+    sets = {
+        name: tables.read(here, one, "samples").sort_values(["prompt_id", "seed"])
+        for name, one in sources(together, here).items()
+    }
+
+    def body(side: int) -> str:
+        strips: list[list[str]] = []
+        for prompt in sorted(set(sets[subjects[0]]["prompt_id"]))[:PROMPTS_SHOWN]:
+            parts = [part[part["prompt_id"] == prompt] for part in sets.values()]
+            words = [str(next(iter(part["prompt"]))) for part in parts]
+            strips.append([_strip(list(part["image"]), text, side) for part, text in zip(parts, words, strict=True)])
+            strips.append([escape(text) for text in words])
+        return (
+            f"{' and '.join(escape(one.title) for one in concepts)}.\n\n{_table(('Metric', *map(escape, subjects)), lines)}\n\n"
+            f"Who is in a picture is a program's answer. {judge}\n\nThe same prompts and noise, unpicked:\n\n"
+            f"{_table(list(map(escape, sets)), strips)}"
+        )
+
+    return _page("Together in one picture", together, here, body)
 
 
 def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
@@ -125,13 +196,12 @@ def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
     return _page("Base and customized model", metrics, here, body)
 
 
-def reported(concept: Concept, report: Artifact, here: Store) -> str:
+def reported(concepts: tuple[Concept, ...], report: Artifact, here: Store) -> str:
     """A link to the report, which a small static server serves."""
     url = f"{Settings().files_url}/report/{report.key}/report.html"
     path = here.path(report) / "report.html"
-    return _page(
-        "Report", report, here, lambda _: f"[The whole story of {escape(concept.title)}]({url})\n\nThe file: `{path}`"
-    )
+    titles = " and ".join(escape(one.title) for one in concepts)
+    return _page("Report", report, here, lambda _: f"[The whole story of {titles}]({url})\n\nThe file: `{path}`")
 
 
 def generated(samples: Artifact, here: Store) -> str:
@@ -181,6 +251,18 @@ def _thumbnail(png: bytes, side: int, label: str) -> str:
 
 def _strip(pngs: Sequence[bytes], label: str, side: int) -> str:
     return image(figures.image_uri(figures.montage(pngs, STRIP, side)), label)
+
+
+def _moved(table: pd.DataFrame) -> str:
+    """Mean relative change by kind of layer (the paper's figure 3), where more than one kind was trained."""
+    means = table.groupby("kind")["change"].agg(["mean", "max", "size"]) if len(table) else table
+    if len(means) < 2:
+        return ""
+    lines = [
+        (str(kind), f"{one['mean']:.4f}", f"{one['max']:.4f}", f"{one['size']:.0f}") for kind, one in means.iterrows()
+    ]
+    head = ("Layers", "Mean relative change", "Largest", "Weights")
+    return f"How far the weights moved, by kind of layer (the paper's figure 3):\n\n{_table(head, lines)}\n\n"
 
 
 def _cell(cell: Cell | None, *, signed: bool = False) -> str:

@@ -43,9 +43,19 @@ def augmented(concept: Concept, training_set: Artifact) -> None:
     _send(f"{concept.name}-augment", pages.augmented(concept, training_set, store()))
 
 
-def finetuned(concept: Concept, delta: Artifact) -> None:
-    """Show the losses and the previews."""
-    _send(f"{concept.name}-finetune", pages.finetuned(concept, delta, store()))
+def finetuned(concepts: tuple[Concept, ...], delta: Artifact) -> None:
+    """Show the losses, the previews and how far the weights moved."""
+    _send(f"{'-'.join(one.name for one in concepts)}-finetune", pages.finetuned(concepts, delta, store()))
+
+
+def merged(delta: Artifact) -> None:
+    """Show a merge's errors, and the words that are no constraints."""
+    _send("merge", pages.merged(delta, store()))
+
+
+def evaluated_together(concepts: tuple[Concept, ...], together: Artifact) -> None:
+    """Show several concepts in one picture, by every model."""
+    _send(f"{'-'.join(one.name for one in concepts)}-evaluate", pages.evaluated_together(concepts, together, store()))
 
 
 def evaluated(concept: Concept, metrics: Artifact) -> None:
@@ -53,9 +63,9 @@ def evaluated(concept: Concept, metrics: Artifact) -> None:
     _send(f"{concept.name}-evaluate", pages.evaluated(concept, metrics, store()))
 
 
-def reported(concept: Concept, report: Artifact) -> None:
+def reported(concepts: tuple[Concept, ...], report: Artifact) -> None:
     """Link the report."""
-    _send(f"{concept.name}-report", pages.reported(concept, report, store()))
+    _send(f"{'-'.join(one.name for one in concepts)}-report", pages.reported(concepts, report, store()))
 
 
 def generated(samples: Artifact) -> None:

@@ -31,3 +31,12 @@ def retrieve(
 
     with progress(f"{concept.name}-retrieve", "Regularization images read") as tell:
         return run(concept, index, profile, config, store=store(), runtime=runtime, progress=tell)
+
+
+@task(name="draw-regularization", **stage(stages.draw_regularization))
+def draw_regularization(concept: Concept, profile: Profile, config: RetrieveConfig, runtime: Runtime) -> Artifact:
+    """Let the base model draw the regularization images, while holding the GPU slot."""
+    from customdiff_core.retrieval.generated import draw_regularization as run
+
+    with gpu_slot(), progress(f"{concept.name}-regularization", "Regularization images drawn") as tell:
+        return run(concept, profile, config, store=store(), runtime=runtime, progress=tell)

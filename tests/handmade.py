@@ -104,8 +104,17 @@ def training_set(store: Store, concept: Concept) -> Artifact:
 def delta(store: Store) -> Artifact:
     strip = Image.fromarray(np.zeros((64, 128, 3), np.uint8))
     previews = [{"step": step, "image": images.encode(strip)} for step in (20, 40)]
-    config = {"steps": 40, "learning_rate": 5e-4, "sample": {"sampler": "ddim", "steps": 25}}
-    return _table(store, "delta", config, history=history(), previews=previews)
+    config = {
+        "method": "custom-diffusion",
+        "steps": 40,
+        "learning_rate": 5e-4,
+        "sample": {"sampler": "ddim", "steps": 25},
+    }
+    moved = [
+        {"layer": f"{kind}.weight", "kind": kind, "change": 0.01 * number}
+        for number, kind in enumerate(("cross-attention", "self-attention", "other"), 1)
+    ]
+    return _table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
 
 
 def samples(store: Store, prompts: tuple[str, ...], name: str) -> Artifact:

@@ -96,7 +96,7 @@ def evaluate(
         sources = {**samples, "validation": validation(concept, profile, config.kid_images, store=store)}
         tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in sources.items()])
         trained = store.manifest(delta).recipe.config
-        origin = {"method": trained["method"], "seed": trained["seed"]}
+        origin = {"method": trained["method"], "seed": trained.get("seed", 0)}
         return tables.write(folder / "metrics.parquet", [{**row, **origin} for row in rows])
 
     return store.make(stages.evaluate(concept, delta, profile, config), produce)

@@ -36,6 +36,7 @@ from customdiff_core.evaluation.results import (
     views,
     when,
 )
+from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
 
 STAGES: dict[str, tuple[str, type[Frozen]]] = {
@@ -70,7 +71,7 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile, *, st
 
     Args:
         concept: its pictures, words and licence.
-        chain: regularization, training_set, delta and metrics, and the index where there is one.
+        chain: training_set, delta and metrics, and regularization and index where there are any.
         profile: the base model.
         store: where the artifacts are, and the result goes.
 
@@ -80,7 +81,8 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile, *, st
     Raises:
         StoreError: if an artifact that the metrics were made from is no longer in the store.
     """
-    if missing := [kind for kind in STAGES if kind != "index" and kind not in chain]:
+    needed = set(STAGES) - {"index"} - (set[str]() if regularized(chain, store) else {"regularization"})
+    if missing := [kind for kind in STAGES if kind in needed and kind not in chain]:
         raise StoreError(
             f"report of metrics {chain['metrics'].key}: found no {', '.join(missing)} that it was made from, need each "
             f"stage's artifact; run customize/{concept.name} again"
@@ -115,11 +117,19 @@ def render(concept: Concept, chain: dict[str, Artifact], profile: Profile, store
         comparisons={one.metric: one for one in compare(table)},
         metrics_chart=figures.chart_uri(figures.metrics_chart(table)),
         copies=_copies(metrics, store),
-        retrieved=_retrieved(chain["regularization"], store),
+        method=methods.get(store.manifest(chain["delta"]).recipe.config["method"]),
+        retrieved=_retrieved(chain["regularization"], store) if regularized(chain, store) else None,
         views=_views(chain["training_set"], store),
         trained=_trained(chain["delta"], store),
         stages=[_stage(chain[kind], kind, store) for kind in STAGES if kind in chain],
         artifacts=[_record(name, one, store) for name, one in (chain | sources(metrics, store)).items()],
+    )
+
+
+def regularized(chain: dict[str, Artifact], store: Store) -> bool:
+    """Whether the training saw regularization images."""
+    return "training_set" not in chain or bool(
+        store.manifest(chain["training_set"]).recipe.inputs.get("regularization", "?")
     )
 
 

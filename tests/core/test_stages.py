@@ -47,7 +47,7 @@ def test_no_recipe_takes_what_a_machine_decides():
 
 
 def finetune(cat, openmoji, training: Artifact = TRAINING, **update) -> Recipe:
-    return stages.finetune(cat, training, openmoji, openmoji.finetune.model_copy(update=update))
+    return stages.finetune((cat,), (training,), openmoji, openmoji.finetune.model_copy(update=update))
 
 
 def test_a_fine_tuning_depends_on_its_inputs_and_settings(cat, openmoji):

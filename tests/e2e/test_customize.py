@@ -175,7 +175,7 @@ def _assert_equal_to_unbroken(stack: Stack, run: str) -> None:
     profile = profiles.get("openmoji")
     config = profile.finetune.model_copy(update={"steps": 260, "seed": 7})
     training_set = stack.store.newest("training_set", concept="cat")
-    unbroken = finetune(concepts.load("cat"), training_set, profile, config, store=stack.store, runtime=Runtime())
+    unbroken = finetune((concepts.load("cat"),), (training_set,), profile, config, store=stack.store, runtime=Runtime())
     assert unbroken.key == broken.key
     assert _bytes(stack.store.path(unbroken)) == _bytes(kept)
 

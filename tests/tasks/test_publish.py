@@ -35,10 +35,10 @@ def built(store: Store, chain: dict[str, Artifact], cat: Concept) -> dict[str, s
         "index": pages.indexed(chain["index"], store),
         "retrieve": pages.retrieved(cat, chain["regularization"], store),
         "augment": pages.augmented(cat, chain["training_set"], store),
-        "finetune": pages.finetuned(cat, chain["delta"], store),
+        "finetune": pages.finetuned((cat,), chain["delta"], store),
         "evaluate": pages.evaluated(cat, chain["metrics"], store),
         "generate": pages.generated(next(store.manifests("samples")).artifact, store),
-        "report": pages.reported(cat, chain["metrics"], store),
+        "report": pages.reported((cat,), chain["metrics"], store),
     }
 
 
@@ -158,9 +158,9 @@ def test_each_stage_sends_its_page_under_a_key_of_its_own(
     publish.indexed(chain["index"])
     publish.retrieved(cat, chain["regularization"])
     publish.augmented(cat, chain["training_set"])
-    publish.finetuned(named, chain["delta"])
+    publish.finetuned((named,), chain["delta"])
     publish.evaluated(cat, chain["metrics"])
-    publish.reported(cat, chain["metrics"])
+    publish.reported((cat,), chain["metrics"])
     publish.generated(next(store.manifests("samples")).artifact)
     assert [key for key, _ in sent] == [
         "openmoji-index",
@@ -182,7 +182,7 @@ def test_a_server_that_takes_no_page_is_logged_and_the_run_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(publish, "create_markdown_artifact", refuse)
-    publish.finetuned(cat, chain["delta"])
+    publish.finetuned((cat,), chain["delta"])
     assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text
 
 
