@@ -62,18 +62,30 @@ def index_folder(index: Artifact | None, profile: Profile, store: Store) -> Path
 def retrieve(
     concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, store: Store | None = None
 ) -> Recipe:
-    """The class prompt, the index and the encoder; not the concept's pictures."""
+    """The class prompt, the source and the encoder, not the concept's pictures; or the base model that draws instead."""
+    labels = {"concept": concept.name, "profile": profile.name}
+    if config.regularization != "retrieved":
+        drawn = config.regularization == "generated"
+        words = {"regularization": config.regularization, "min_similarity": None}
+        return Recipe(
+            kind="regularization",
+            inputs={"class_prompt": concept.class_prompt, "model": model_digest(profile.model)} if drawn else {},
+            config=words | ({"count": config.count, "sample": settings(profile.evaluate.sample)} if drawn else {}),
+            code=fingerprint("customdiff_core.retrieval.alternatives"),
+            versions=versions(*TENSOR_LIBRARIES) if drawn else {},
+            labels=labels,
+        )
     return Recipe(
         kind="regularization",
         inputs={
-            "index": index.sha256 if index else _folder_digest(index_folder(None, profile, store or Store())),
+            "index": _source_digest(index, profile, store or Store()),
             "encoder": encoder_digest(profile.retrieval_encoder),
             "class_prompt": concept.class_prompt,
         },
-        config=settings(config),
+        config=settings(config) | {"side": profile.augment.resolution, "source": profile.corpus.source},
         code=fingerprint("customdiff_core.retrieval.retrieve"),
         versions=versions("faiss-cpu", *CLIP_LIBRARIES),
-        labels={"concept": concept.name, "profile": profile.name},
+        labels=labels,
     )
 
 
@@ -178,6 +190,13 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Re
         versions=versions("jinja2", "matplotlib", "pillow", "pandas"),
         labels={"concept": concept.name, "profile": profile.name},
     )
+
+
+def _source_digest(index: Artifact | None, profile: Profile, store: Store) -> str:
+    """What is searched: an artifact or folder by content; a backend, whose content nobody can see, by its address."""
+    if profile.corpus.backend is not None:
+        return digest_of(["backend", profile.corpus.backend])
+    return index.sha256 if index else _folder_digest(index_folder(None, profile, store))
 
 
 def _folder_digest(folder: Path) -> str:

@@ -11,8 +11,8 @@ from tasks import publish
 
 
 def indexed(profile: Profile, config: IndexConfig, runtime: Runtime) -> Artifact | None:
-    """The embedded corpus, shown in the UI; None for a profile with an index folder of its own."""
-    if profile.corpus.kind == "folder":
+    """The embedded corpus, shown in the UI; None for a profile with an index or a backend of its own."""
+    if profile.corpus.source != "embedded":
         return None
     index = tasks.retrieve.build_index(profile, config, runtime)
     publish.indexed(index)

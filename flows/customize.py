@@ -7,9 +7,7 @@ from prefect import flow
 
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
-from customdiff_core.config import IndexConfig
 from flows.augment import augmented
-from flows.build_index import indexed
 from flows.evaluate import evaluated
 from flows.finetune import finetuned
 from flows.options import ConceptName, EvaluateOptions, ModelOptions, RetrieveOptions, TrainOptions
@@ -38,8 +36,7 @@ def customize(
     profile, runtime = model.resolve(), model.runtime
     wanted = concepts.load(concept, evaluate.prompts)
 
-    index = indexed(profile, IndexConfig(), runtime)
-    regularization = retrieved(wanted, index, profile, retrieve.resolve(profile), runtime)
+    regularization = retrieved(wanted, profile, retrieve.resolve(profile), runtime)
     training_set = augmented(wanted, regularization, profile, profile.augment, runtime)
     delta = finetuned(wanted, training_set, profile, train.resolve(profile), runtime)
     metrics = evaluated(wanted, delta, profile, evaluate.resolve(profile), runtime)

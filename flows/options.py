@@ -7,8 +7,10 @@ from pydantic import Field
 
 from customdiff_core import concepts, profiles, weights
 from customdiff_core.config import (
+    BackendConfig,
     Device,
     EvaluateConfig,
+    FetchConfig,
     FinetuneConfig,
     Frozen,
     Precision,
@@ -37,12 +39,17 @@ class ModelOptions(Frozen):
         default=None, description="a local diffusers folder instead of the profile's own weights"
     )
     index: Path | None = Field(default=None, description="a clip-retrieval index folder instead of the profile's own")
+    backend: str | None = Field(
+        default=None, description="address of a running clip-retrieval back, such as http://localhost:1234"
+    )
     validation: Path | None = Field(default=None, description="a Parquet of held-out captioned images, for KID")
     device: Device = Field(default="auto", description="auto takes CUDA, then MPS, then the CPU")
 
     def resolve(self) -> Profile:
         """Build the profile, and say at once what this machine lacks for it."""
-        profile = profiles.get(self.profile, model=self.weights, index=self.index, validation=self.validation)
+        profile = profiles.get(
+            self.profile, model=self.weights, index=self.index, backend=self.backend, validation=self.validation
+        )
         weights.require(profile)
         return profile
 
@@ -53,10 +60,16 @@ class ModelOptions(Frozen):
 
 
 class RetrieveOptions(Frozen):
-    """How many regularization images, and how near to the class prompt."""
+    """How many regularization images, from where, and how near to the class prompt."""
 
+    regularization: Literal["retrieved", "generated", "none"] = Field(
+        default="retrieved", description="real images by caption; drawn by the base model; or none"
+    )
     count: int = Field(default=200, ge=1, description="regularization images; the paper uses 200")
     min_similarity: float | None = Field(default=None, description="least CLIP text cosine; empty: the profile's")
+    deepest: int | None = Field(default=None, ge=1, description="most hits asked of the index; empty: the profile's")
+    fetch: FetchConfig | None = Field(default=None, description="what a link may cost; empty: the profile's")
+    backend: BackendConfig | None = Field(default=None, description="what is asked of a backend; empty: the profile's")
 
     def resolve(self, profile: Profile) -> RetrieveConfig:
         """The stage's settings."""
@@ -99,5 +112,5 @@ class EvaluateOptions(Frozen):
 
 def _filled(config: Config, options: Frozen) -> Config:
     """The profile's settings, with those that the options state."""
-    stated = {name: value for name, value in options.model_dump().items() if value is not None}
+    stated = {name: value for name, value in options if value is not None}
     return config.model_copy(update=stated)

@@ -1,5 +1,7 @@
 """Tasks of the retrieve stage: the index, once a machine, and the regularization images."""
 
+from contextlib import nullcontext
+
 from prefect import task
 
 from customdiff_core import stages
@@ -26,8 +28,9 @@ def build_index(profile: Profile, config: IndexConfig, runtime: Runtime) -> Arti
 def retrieve(
     concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, runtime: Runtime
 ) -> Artifact:
-    """Take the regularization images nearest to the class prompt."""
+    """Take the regularization images nearest to the class prompt, or let the base model draw them."""
     from customdiff_core.retrieval.retrieve import retrieve as run
 
-    with progress(f"{concept.name}-retrieve", "Regularization images read") as tell:
+    slot = gpu_slot() if config.regularization == "generated" else nullcontext()
+    with slot, progress(f"{concept.name}-retrieve", "Regularization images") as tell:
         return run(concept, index, profile, config, store=store(), runtime=runtime, progress=tell)

@@ -138,3 +138,25 @@ def test_a_changed_index_folder_is_another_input(cat, openmoji, store, tmp_path:
     before = stages.retrieve(cat, None, profile, openmoji.retrieve, store).key
     (tmp_path / "text.index").write_bytes(b"other")
     assert stages.retrieve(cat, None, profile, openmoji.retrieve, store).key != before
+
+
+def test_an_ablations_recipe_knows_the_model_and_not_the_index(cat, openmoji):
+    config = openmoji.retrieve
+    generated, none = (
+        stages.retrieve(cat, None, openmoji, config.model_copy(update={"regularization": one}))
+        for one in ("generated", "none")
+    )
+    assert set(generated.inputs) == {"class_prompt", "model"}
+    assert (generated.config["count"], none.inputs) == (200, {})
+    deeper = config.model_copy(update={"regularization": "none", "candidates": 7, "count": 9})
+    assert stages.retrieve(cat, None, openmoji, deeper).key == none.key
+
+
+def test_a_backend_is_known_by_its_address_and_pictures_by_their_size(cat, openmoji, store):
+    def key(backend: str, resolution: int = 64) -> str:
+        profile = get("openmoji", backend=backend)
+        sized = profile.augment.model_copy(update={"resolution": resolution})
+        return stages.retrieve(cat, None, profile.model_copy(update={"augment": sized}), openmoji.retrieve, store).key
+
+    assert key("http://a") == key("http://a") != key("http://b")
+    assert key("http://a", 128) != key("http://a")

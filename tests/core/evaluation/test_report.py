@@ -68,7 +68,7 @@ def test_a_chain_with_a_hole_says_which_stage_is_gone(
 ) -> None:
     hole = {kind: one for kind, one in chain.items() if kind not in ("training_set", "regularization")}
     with pytest.raises(
-        StoreError, match="found no regularization, training_set that it was made from.*run customize/cat again"
+        StoreError, match=r"found no regularization, training_set that it was made from.*run customize/cat again"
     ):
         report(cat, hole, openmoji, store=store)
 
