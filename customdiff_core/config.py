@@ -149,6 +149,22 @@ class IndexConfig(Frozen):
     seed: int = 0
 
 
+class BuildConfig(Frozen):
+    """An index folder of one's own captioned images (docs/bring-your-own-laion.md)."""
+
+    kind: Literal["urls", "folder", "embeddings"] = Field(
+        description="urls: Parquet of links and captions; folder: name.jpg beside name.txt; embeddings: ready .npy"
+    )
+    captions_only: bool = Field(
+        default=False, description="urls: index the captions and download nothing; links are then tried when retrieved"
+    )
+    shard: int = Field(default=10_000, ge=1, description="rows of one part: what a crash costs")
+    memory: str = Field(default="4G", pattern=r"^\d+(\.\d+)?[KMGT]$", description="largest size of an index")
+    index_key: str | None = Field(default=None, description="a FAISS factory string; empty: by number and memory")
+    image_size: int = Field(default=256, ge=32, description="shorter side of a downloaded image, in pixels")
+    fetch: FetchConfig = FetchConfig(fetcher="img2dataset")
+
+
 class Runtime(Frozen):
     """What a machine decides and no result depends on; never part of a key."""
 

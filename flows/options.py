@@ -47,11 +47,15 @@ class ModelOptions(Frozen):
 
     def resolve(self) -> Profile:
         """Build the profile, and say at once what this machine lacks for it."""
-        profile = profiles.get(
-            self.profile, model=self.weights, index=self.index, backend=self.backend, validation=self.validation
-        )
+        profile = self.named()
         weights.require(profile)
         return profile
+
+    def named(self) -> Profile:
+        """Build the profile for a stage that needs nothing but its encoder."""
+        return profiles.get(
+            self.profile, model=self.weights, index=self.index, backend=self.backend, validation=self.validation
+        )
 
     @property
     def runtime(self) -> Runtime:

@@ -3,8 +3,10 @@
 Captions, prompts and names are somebody else's text and are escaped. Pictures are WebP `data:` URIs, which it renders.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
@@ -44,6 +46,20 @@ def indexed(index: Artifact, here: Store) -> str:
         )
 
     return _page("Retrieval index", index, here, body)
+
+
+def built(folder: Path) -> str:
+    """What an index folder of one's own was built from, and how to use it."""
+    report = json.loads((folder / "report.json").read_text())
+    rows = [(escape(name), escape(str(value))) for name, value in report.items() if not isinstance(value, dict)]
+    indices = [(f"{kind}\\.index", escape(str(key))) for kind, key in report["indices"].items()]
+    fetched = report.get("img2dataset", {}).get("status_dict", {})
+    answers = sorted(fetched.items(), key=lambda one: -one[1])[:HOSTS_SHOWN]
+    links = _table(("Answer", "Links"), [(escape(one), f"{count:,}") for one, count in answers]) if answers else ""
+    return (
+        f"## {report['rows']:,} captioned images\n\n{_table(('What', 'Value'), [*rows, *indices])}\n\n{links}\n\n"
+        f"Use it: `model.index` = `{str(folder).replace('`', '')}`, with the encoder {escape(report['encoder'])}."
+    )
 
 
 def retrieved(concept: Concept, regularization: Artifact, here: Store) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -34,6 +35,11 @@ def indexed(index: Artifact) -> None:
     """Show what the retrieval index holds."""
     here = store()
     _send(f"{here.manifest(index).recipe.labels['profile']}-index", pages.indexed(index, here))
+
+
+def built(folder: Path) -> None:
+    """Show what an index folder of one's own holds, and how to use it."""
+    _send("build-own-index", pages.built(folder))
 
 
 def retrieved(concept: Concept, regularization: Artifact) -> None:

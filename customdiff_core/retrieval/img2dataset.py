@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,7 @@ def download(
     columns: Sequence[str] = (),
     caption: bool = False,
     shard: int = SHARD,
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run img2dataset to its end; run again after a crash, it goes on after the last whole shard.
 
@@ -127,6 +128,7 @@ def download(
         columns: further columns of `links` to keep.
         caption: whether there are captions.
         shard: links of one shard.
+        between: called now and then while it works, and at its end; may take long.
 
     Returns:
         Its report, summed: count, successes, failed_to_download, failed_to_resize and the status_dict of its errors.
@@ -166,7 +168,11 @@ def download(
             env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"},
         )
         try:
-            _follow(process, lambda: progress(_done(folder), total, "links tried by img2dataset"))
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+                progress(_done(folder), total, "links tried by img2dataset")
+                between()
         finally:
             _stop(process)
     if process.returncode != 0:
@@ -174,12 +180,13 @@ def download(
         raise RetrievalError(
             f"img2dataset: found exit status {process.returncode} ({words[0][:200]}), need 0; read {log}"
         )
+    between()
     return report(folder)
 
 
 def report(folder: Path) -> dict[str, Any]:
     """Sum the reports of all shards."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*_stats.json"))]
+    found = [one for _, one in _reports(folder)]
     errors: dict[str, int] = {}
     for one in found:
         for message, number in one["status_dict"].items():
@@ -206,16 +213,19 @@ def _answers(folder: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob("*.parquet")) for row in pd.read_parquet(path).to_dict("records")]
 
 
+def finished(folder: Path) -> list[Path]:
+    """The shards that are whole: img2dataset writes their report last."""
+    return [folder / f"{path.name.removesuffix('_stats.json')}.parquet" for path, _ in _reports(folder)]
+
+
+def _reports(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for path in sorted(folder.glob("*_stats.json")):
+        with suppress(ValueError):  # it is being written
+            yield path, json.loads(path.read_text())
+
+
 def _done(folder: Path) -> int:
-    return sum(json.loads(path.read_text())["count"] for path in folder.glob("*_stats.json"))
-
-
-def _follow(process: subprocess.Popen[bytes], tell: Callable[[], None]) -> None:
-    while process.poll() is None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(POLL_SECONDS)
-        with suppress(ValueError, OSError):  # a report that is being written
-            tell()
+    return sum(one["count"] for _, one in _reports(folder))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

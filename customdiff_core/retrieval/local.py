@@ -14,14 +14,13 @@ import pandas as pd
 
 from customdiff_core import images
 from customdiff_core.errors import RetrievalError
+from customdiff_core.retrieval.faiss_index import EMBEDDINGS, probed
 from customdiff_core.retrieval.metadata import Ids, Metadata, Vectors
 from customdiff_core.retrieval.sources import Similarities, TextEncoder
 
 MAPPED = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
 # A merged folder read with the flags of a single file opens well and then crashes the process on its first search.
 MERGED = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
-EMBEDDINGS = {"text": "text_emb", "image": "img_emb"}
-PROBES = 16  # least cells searched of an IVF index; a merged one is stored with 1
 PROBED = 16  # captions looked up again, to see whether metadata and encoder belong to the vectors
 NEIGHBOURS = 64
 
@@ -147,7 +146,7 @@ def _set_effort(index: Any, nprobe: int | None) -> None:
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return
-    ivf.nprobe = min(ivf.nlist, nprobe or max(ivf.nprobe, PROBES, ivf.nlist // 64))
+    ivf.nprobe = min(ivf.nlist, nprobe or max(ivf.nprobe, probed(ivf.nlist)))  # a merged index is stored with 1
     quantizer = getattr(faiss.downcast_index(ivf.quantizer), "hnsw", None)
     if quantizer is not None:
         quantizer.efSearch = max(quantizer.efSearch, 2 * ivf.nprobe)
