@@ -44,7 +44,7 @@ def running(index: Path, folder: Path, *options: str) -> Generator[tuple[str, su
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "indices.json").write_text(json.dumps({"main": str(index)}))
-    port = _free_port()
+    port = free_port()
     command = [
         Path(sys.executable).parent / "clip-retrieval",
         "back",
@@ -98,7 +98,8 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise ServiceError(f"clip-retrieval back: found no answer at {url} ({words[0][:200]}), need one; read {log}")
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """Return a port of loopback that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return str(one.getsockname()[1])

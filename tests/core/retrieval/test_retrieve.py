@@ -276,3 +276,22 @@ def test_the_ablations_alternatives_have_the_same_columns(chain, cat, store):
         cat, None, chain.profile, RetrieveConfig(regularization="generated", count=3, candidates=9), store=store
     )
     assert again == drawn  # what only searching needs is not in its name
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_a_forgotten_picture_is_replaced_and_its_link_never_asked_again(web_index, cat, store):
+    from customdiff_core.retrieval.forget import forget
+
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    config = RetrieveConfig(count=20, candidates=30, fetch=QUICK)
+    first = retrieve(cat, None, profile, config, store=store)
+    url = tables.read(store, first, "regularization")["url"][4]
+    asked = web.asked[url.removeprefix(base)]
+    forget(url, store)
+    again = retrieve(cat, None, profile, config, store=store)
+    assert again.rows == 20
+    assert url not in set(tables.read(store, again, "regularization")["url"])
+    assert web.asked[url.removeprefix(base)] == asked
+    reasons = tables.read(store, again, "candidates").set_index("url")["drop_reason"]
+    assert reasons[url] == "forgotten on request"
