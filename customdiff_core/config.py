@@ -16,18 +16,64 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class RetrieveConfig(Frozen):
-    """Regularization images by caption (arXiv:2212.04488, section 3.2)."""
+class FetchConfig(Frozen):
+    """What one link is allowed to cost, and when a round of them is enough."""
 
-    count: int = Field(default=200, ge=1, description="regularization images, exactly")
-    source: Regularization = Field(
-        default="retrieved", description="from the index by caption, drawn by the base model, or none"
+    fetcher: Literal["pool", "img2dataset"] = Field(
+        default="pool", description="pool: guarded, for some hundreds; img2dataset: for tens of thousands, unguarded"
     )
-    candidates: int = Field(default=400, ge=1, description="hits asked of the index, before duplicates go")
+    deadline_s: float = Field(default=10.0, gt=0, description="seconds for one try of a link, redirects included")
+    silence_s: float = Field(default=4.0, gt=0, description="seconds without a byte after which a try is given up")
+    max_bytes: int = Field(default=10 * 1024**2, ge=1, description="largest file")
+    max_pixels: int = Field(default=40_000_000, ge=1, description="largest picture, width x height")
+    redirects: int = Field(default=5, ge=0, description="most redirects of one link")
+    retries: int = Field(default=1, ge=0, description="further tries after what may pass, such as 503")
+    opt_out: bool = Field(
+        default=True, description="honour X-Robots-Tag: noai, noimageai, noindex, noimageindex, as img2dataset does"
+    )
+    survival: float = Field(default=0.6, gt=0, le=1, description="share of links expected to give a picture, at first")
+    rounds: int = Field(default=12, ge=1, description="most rounds of fetching")
+
+
+class BackendConfig(Frozen):
+    """What is asked of a `clip-retrieval back`; its filters run there, on its own embeddings, before this project's."""
+
+    index_name: str = Field(default="", description="one of its indices; empty: its first")
+    modality: Literal["text", "image"] = Field(default="text", description="text searches captions, image pictures")
+    deduplicate: bool = Field(
+        default=False, description="its 0.94-cosine duplicates, which chain: a like b like c drops c; ours do not"
+    )
+    safety_model: bool = Field(default=False, description="its NSFW classifier, where it was started with one")
+    violence_detector: bool = Field(default=False, description="its violence prompts, where it was started with them")
+
+
+class RetrieveConfig(Frozen):
+    """Regularization images by caption (arXiv:2212.04488, section 3.2), or the alternatives of the paper's ablation."""
+
+    regularization: Regularization = Field(
+        default="retrieved", description="real images; samples of the base model ('w/ gen'); or none ('w/o reg')"
+    )
+    count: int = Field(default=200, ge=1, description="regularization images, exactly")
+    candidates: int = Field(default=400, ge=1, description="hits asked of the index at first, before duplicates go")
+    deepest: int = Field(default=50_000, ge=1, description="most hits asked of the index, when links are dead")
     min_similarity: float | None = Field(
         default=None,
         description="least CLIP text cosine of caption and class prompt; the paper keeps > 0.85; empty: no limit",
     )
+    near_hash: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="most bits of the perceptual hash that near-duplicates differ in; empty: off",
+    )
+    near_similarity: float = Field(
+        default=0.95, ge=-1, le=1, description="least CLIP image cosine of near-duplicates, beside the hash"
+    )
+    max_nsfw: float = Field(default=0.5, ge=0, description="largest NSFW score where the index has one")
+    max_watermark: float = Field(default=0.8, ge=0, description="largest watermark score where the index has one")
+    nprobe: int | None = Field(default=None, ge=1, description="cells searched of an IVF index; empty: by its size")
+    fetch: FetchConfig = FetchConfig()
+    backend: BackendConfig = BackendConfig()
 
 
 class AugmentConfig(Frozen):
@@ -201,6 +247,22 @@ class Stated(Frozen):
     categories: tuple[str, ...] = ()
 
 
+class BuildConfig(Frozen):
+    """An index folder of one's own captioned images (docs/bring-your-own-laion.md)."""
+
+    kind: Literal["urls", "folder", "embeddings"] = Field(
+        description="urls: Parquet of links and captions; folder: name.jpg beside name.txt; embeddings: ready .npy"
+    )
+    captions_only: bool = Field(
+        default=False, description="urls: index the captions and download nothing; links are then tried when retrieved"
+    )
+    shard: int = Field(default=10_000, ge=1, description="rows of one part: what a crash costs")
+    memory: str = Field(default="4G", pattern=r"^\d+(\.\d+)?[KMGT]$", description="largest size of an index")
+    index_key: str | None = Field(default=None, description="a FAISS factory string; empty: by number and memory")
+    image_size: int = Field(default=256, ge=32, description="shorter side of a downloaded image, in pixels")
+    fetch: FetchConfig = FetchConfig(fetcher="img2dataset")
+
+
 class Runtime(Frozen):
     """What a machine decides and no result depends on; never part of a key."""
 
@@ -210,3 +272,5 @@ class Runtime(Frozen):
         default=False,
         description="compute the UNet's activations twice instead of keeping them: less memory, more time",
     )
+    connections: int = Field(default=32, ge=1, description="links fetched at a time")
+    per_host: int = Field(default=4, ge=1, description="of them, from one host")

@@ -11,6 +11,8 @@
     ├── DeltaError           a delta, of this program or another, that cannot be read or does not fit
     ├── MergeError           concepts that have no common solution
     ├── RetrievalError       the index cannot give the images asked for
+    │   ├── FetchError           one link that gave no picture
+    │   └── TooFewImagesError    all were tried and they are not enough
     ├── TrainingError        a training that must not go on
     ├── EvaluationError      a figure that cannot be computed honestly
     ├── WorldError           the embedded openmoji world
@@ -62,6 +64,23 @@ class MergeError(CustomDiffusionError):
 
 class RetrievalError(CustomDiffusionError):
     """The index cannot give the images that were asked for."""
+
+
+class FetchError(RetrievalError):
+    """One link that gave no picture; `status` is the short word for it in the attempts table."""
+
+    def __init__(self, message: str, status: str = "dead", wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.wait_s = wait_s  # seconds after which another try may succeed; None: never
+
+
+class TooFewImagesError(RetrievalError):
+    """Every candidate was tried, and those that can be used are not enough; `page` holds what is known, for the UI."""
+
+    def __init__(self, message: str, page: object = None) -> None:
+        super().__init__(message)
+        self.page = page
 
 
 class TrainingError(CustomDiffusionError):

@@ -49,12 +49,13 @@ def read_picture(path: Path, folder: Path) -> bytes:
         raise ImageError(f"{path}: found {error.strerror}, need a readable picture") from error
 
 
-def decode(data: bytes, name: str) -> Image.Image:
+def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture's bytes into an upright 8-bit RGB image.
 
     Args:
         data: the file's bytes.
         name: what to call it in an error.
+        max_pixels: the largest width x height.
 
     Raises:
         ImageError: if it is no picture, truncated, too large to decode (a bomb) or too small to learn from.
@@ -64,13 +65,13 @@ def decode(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own bomb warning: the limit below is stricter
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{name}: found a decompression bomb ({error}), need at most {MAX_PIXELS:,} pixels") from error
+        raise ImageError(f"{name}: found a decompression bomb ({error}), need at most {max_pixels:,} pixels") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise ImageError(f"{name}: found no picture, need one of {', '.join(FORMATS)}; convert or remove it") from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise ImageError(
-            f"{name}: found {width} x {height} pixels (a decompression bomb?), need at most {MAX_PIXELS:,}; scale it down"
+            f"{name}: found {width} x {height} pixels (a decompression bomb?), need at most {max_pixels:,}; scale it down"
         )
     if min(width, height) < MIN_SIDE:
         raise ImageError(

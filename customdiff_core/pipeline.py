@@ -15,7 +15,6 @@ from customdiff_core.interop.importing import import_delta
 from customdiff_core.merging.merge import merge
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
-from customdiff_core.retrieval.generated import draw_regularization
 from customdiff_core.retrieval.retrieve import build_index, retrieve
 
 
@@ -35,8 +34,8 @@ class Pipeline:
     tell: Callable[[str], Progress] = quiet
 
     def index(self) -> Artifact | None:
-        """The embedded world's retrieval index; None where the profile has a folder of its own."""
-        if self.profile.corpus.kind == "folder":
+        """The embedded world's retrieval index; None where the profile has a source of its own."""
+        if self.profile.corpus.source != "embedded":
             return None
         told = {"store": self.store, "runtime": self.runtime}
         return build_index(self.profile, IndexConfig(), **told, progress=self.tell("index"))
@@ -45,12 +44,11 @@ class Pipeline:
         """A concept's views with the regularization images that a method has."""
         chosen, profile = methods.get(method), self.profile
         told = {"store": self.store, "runtime": self.runtime}
-        config = profile.retrieve.model_copy(update={"source": chosen.regularization})
+        config = profile.retrieve.model_copy(update={"regularization": chosen.regularization})
         regularization: Artifact | None = None
-        if chosen.regularization == "generated":
-            regularization = draw_regularization(concept, profile, config, **told, progress=self.tell("regularization"))
-        elif chosen.regularization == "retrieved":
-            regularization = retrieve(concept, self.index(), profile, config, **told, progress=self.tell("retrieve"))
+        if chosen.regularization != "none":
+            index = self.index() if chosen.regularization == "retrieved" else None
+            regularization = retrieve(concept, index, profile, config, **told, progress=self.tell("retrieve"))
         views = profile.augment.model_copy(update={"random_resize": chosen.random_resize})
         return augment(concept, regularization, profile, views, **told, progress=self.tell("augment"))
 

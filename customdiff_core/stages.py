@@ -66,7 +66,17 @@ def index_folder(index: Artifact | None, profile: Profile, store: Store) -> Path
 def retrieve(
     concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, store: Store | None = None
 ) -> Recipe:
-    """The class prompt, the index and the encoder; not the concept's pictures."""
+    """The class prompt, the source and the encoder, not the concept's pictures; or the base model that draws instead."""
+    labels = {"concept": concept.name, "profile": profile.name}
+    if config.regularization == "generated":
+        return Recipe(
+            kind="regularization",
+            inputs={"class_prompt": concept.class_prompt, "model": model_digest(profile.model)},
+            config={"regularization": "generated", "count": config.count, "sample": settings(profile.evaluate.sample)},
+            code=fingerprint("customdiff_core.retrieval.alternatives"),
+            versions=versions(*TENSOR_LIBRARIES),
+            labels=labels,
+        )
     return Recipe(
         kind="regularization",
         inputs={
@@ -74,22 +84,10 @@ def retrieve(
             "encoder": encoder_digest(profile.retrieval_encoder),
             "class_prompt": concept.class_prompt,
         },
-        config=settings(config),
+        config=settings(config) | {"side": profile.augment.resolution, "source": profile.corpus.source},
         code=fingerprint("customdiff_core.retrieval.retrieve"),
         versions=versions("faiss-cpu", *CLIP_LIBRARIES),
-        labels={"concept": concept.name, "profile": profile.name},
-    )
-
-
-def draw_regularization(concept: Concept, profile: Profile, config: RetrieveConfig) -> Recipe:
-    """The class prompt and the base model that draws it."""
-    return Recipe(
-        kind="regularization",
-        inputs={"model": model_digest(profile.model), "class_prompt": concept.class_prompt},
-        config=settings(config) | {"sample": settings(profile.evaluate.sample)},
-        code=fingerprint("customdiff_core.retrieval.generated"),
-        versions=versions(*TENSOR_LIBRARIES),
-        labels={"concept": concept.name, "profile": profile.name},
+        labels=labels,
     )
 
 
@@ -324,6 +322,9 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Re
 
 
 def _index_digest(index: Artifact | None, profile: Profile, store: Store | None) -> str:
+    """What is searched: an artifact or folder by content; a backend, whose content nobody can see, by its address."""
+    if profile.corpus.backend is not None:
+        return digest_of(["backend", profile.corpus.backend])
     return index.sha256 if index else _folder_digest(index_folder(None, profile, store or Store()))
 
 

@@ -115,10 +115,11 @@ def require(profile: Profile) -> None:
     except WeightsError as error:
         lacking.append(str(error))
     if profile.corpus.kind == "folder":
-        if profile.corpus.index is None:
+        if profile.corpus.index is None and profile.corpus.backend is None:
             lacking.append(
                 f"retrieval index: found none, need a clip-retrieval folder of captioned images embedded with "
-                f"{profile.retrieval_encoder.name}; give its path as model.index"
+                f"{profile.retrieval_encoder.name}, or a clip-retrieval back; give its path as model.index or its address as "
+                "model.backend (docs/bring-your-own-laion.md)"
             )
         if profile.corpus.validation is None:
             lacking.append(

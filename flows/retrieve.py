@@ -7,6 +7,7 @@ from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import IndexConfig, RetrieveConfig, Runtime
+from customdiff_core.errors import TooFewImagesError
 from customdiff_core.profiles import Profile
 from flows.build_index import indexed
 from flows.options import ConceptName, ModelOptions, RetrieveOptions
@@ -14,14 +15,15 @@ from tasks import publish
 
 
 def retrieved(concept: Concept, profile: Profile, config: RetrieveConfig, runtime: Runtime) -> Artifact | None:
-    """The regularization images, from where the settings say, shown in the UI; None when there shall be none."""
-    if config.source == "none":
+    """The regularization images, shown in the UI, also how far it came when there are too few; None for none."""
+    if config.regularization == "none":
         return None
-    if config.source == "generated":
-        regularization = tasks.retrieve.draw_regularization(concept, profile, config, runtime)
-    else:
-        index = indexed(profile, IndexConfig(), runtime)
+    index = indexed(profile, IndexConfig(), runtime) if config.regularization == "retrieved" else None
+    try:
         regularization = tasks.retrieve.retrieve(concept, index, profile, config, runtime)
+    except TooFewImagesError as error:
+        publish.too_few(concept, error)
+        raise
     publish.retrieved(concept, regularization)
     return regularization
 

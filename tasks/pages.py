@@ -3,15 +3,20 @@
 Captions, prompts and names are somebody else's text and are escaped. Pictures are WebP `data:` URIs, which it renders.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
+from customdiff_core.errors import TooFewImagesError
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
+from customdiff_core.retrieval.account import Account, account
 from customdiff_core.settings import Settings
 
 LIMIT = 700_000  # bytes of one page: the UI loads a run's artifacts all at once
@@ -21,6 +26,8 @@ COLUMNS = 6  # that the UI shows without scrolling
 STRIP = 8  # images of one prompt beside each other
 PROMPTS_SHOWN = 40
 CHART_DPI = 130
+HOSTS_SHOWN = 10
+SAFE = "/:?&=%#+,;@~!$"  # all else in an address is percent-encoded: brackets, quotes and blanks would end the link
 
 
 def indexed(index: Artifact, here: Store) -> str:
@@ -41,24 +48,70 @@ def indexed(index: Artifact, here: Store) -> str:
     return _page("Retrieval index", index, here, body)
 
 
+def built(folder: Path) -> str:
+    """What an index folder of one's own was built from, and how to use it."""
+    report = json.loads((folder / "report.json").read_text())
+    rows = [(escape(name), escape(str(value))) for name, value in report.items() if not isinstance(value, dict)]
+    indices = [(f"{kind}\\.index", escape(str(key))) for kind, key in report["indices"].items()]
+    fetched = report.get("img2dataset", {}).get("status_dict", {})
+    answers = sorted(fetched.items(), key=lambda one: -one[1])[:HOSTS_SHOWN]
+    links = _table(("Answer", "Links"), [(escape(one), f"{count:,}") for one, count in answers]) if answers else ""
+    return (
+        f"## {report['rows']:,} captioned images\n\n{_table(('What', 'Value'), [*rows, *indices])}\n\n{links}\n\n"
+        f"Use it: `model.index` = `{str(folder).replace('`', '')}`, with the encoder {escape(report['encoder'])}."
+    )
+
+
 def retrieved(concept: Concept, regularization: Artifact, here: Store) -> str:
-    """The nearest images with captions and similarities, the histogram, and all of them."""
-    table = tables.read(here, regularization, "regularization", ["caption", "similarity", "image"])
-    limit = here.manifest(regularization).recipe.config["min_similarity"]
+    """Where the hits went, the nearest images with captions, links and similarities, the histogram, and all of them."""
+    table = tables.read(here, regularization, "regularization", ["url", "caption", "similarity", "image"])
+    limit = here.manifest(regularization).recipe.config.get("min_similarity")
     chart = figures.chart_uri(figures.similarity_histogram(table["similarity"].tolist(), limit), CHART_DPI)
     nearest = table.head(SHOWN).to_dict("records")
+    story = account(here, regularization)
 
     def body(side: int) -> str:
-        cells = [(_thumbnail(hit["image"], side, hit["caption"]), number(hit["similarity"])) for hit in nearest]
+        cells = [
+            (_thumbnail(hit["image"], side, hit["caption"]), link(str(hit["url"]), number(hit["similarity"])))
+            for hit in nearest
+        ]
         everything = figures.image_uri(figures.montage(table["image"].tolist(), 20, side // 2))
+        words = "\n".join(f"* {link(str(hit['url']), escape(hit['caption']))}" for hit in nearest[:COLUMNS])
         return (
             f"{len(table)} images whose captions are nearest to “{escape(concept.class_prompt)}”. The nearest, each with "
             f"the similarity of its caption, which shows when you point at it:\n\n{_grid(cells)}\n\n"
-            f"{image(chart, 'Histogram of similarities')}\n\n"
+            f"The first row's captions:\n\n{words}\n\n"
+            f"{image(chart, 'Histogram of similarities')}\n\n{_account(story)}"
             f"All of them, in order of similarity:\n\n{image(everything, 'All regularization images')}"
         )
 
     return _page("Regularization images", regularization, here, body)
+
+
+def too_few(concept: Concept, error: TooFewImagesError) -> str:
+    """How far a retrieval came that did not reach its number, and what to do."""
+    story = error.page if isinstance(error.page, Account) else None
+    next_step = f"**What to do:** {escape(story.remedy)}.\n\n" if story else ""
+    return f"## Too few regularization images for {escape(concept.title)}\n\n{escape(str(error))}\n\n{next_step}{_account(story)}"
+
+
+def _account(story: Account | None) -> str:
+    """The funnel, why hits were dropped, and survival by host."""
+    if story is None:
+        return ""
+    funnel = story.funnel()
+    reasons = story.candidates.loc[story.candidates["drop_reason"] != "", "drop_reason"].value_counts()
+    dropped = [(escape(str(reason)), f"{count:,}") for reason, count in reasons.items()]
+    hosts = [
+        (escape(host), f"{tried:,}", f"{100 * pictures / tried:.0f} %")
+        for host, tried, pictures in story.hosts(HOSTS_SHOWN)
+    ]
+    parts = [
+        ("Where the hits went:", _table([name.capitalize() for name in funnel], [[f"{n:,}" for n in funnel.values()]])),
+        ("Why not:", _table(("Reason", "Hits"), dropped)) if dropped else None,
+        ("By host:", _table(("Host", "Links tried", "Gave a picture"), hosts)) if hosts else None,
+    ]
+    return "".join(f"{head}\n\n{table}\n\n" for head, table in filter(None, parts))
 
 
 def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
@@ -237,6 +290,13 @@ def _page(title: str, artifact: Artifact, here: Store, body: Callable[[int], str
 def escape(value: str) -> str:
     """Escape a text: every punctuation mark gets a backslash, so that none is markup, a link or a table's border."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(value).split()))
+
+
+def link(url: str, text: str) -> str:
+    """A link to a page of the web, or the escaped text alone when the address could be anything else."""
+    if not url.startswith(("http://", "https://")):
+        return text
+    return f"[{text}]({quote(url, safe=SAFE)})"
 
 
 def image(uri: str, label: str) -> str:

@@ -156,7 +156,7 @@ def _retrieved(regularization: Artifact, store: Store) -> dict[str, Any]:
         Shown(figures.thumbnail_uri(hit["image"], 72), str(hit["caption"]), number(hit["similarity"]))
         for hit in table.to_dict("records")
     ]
-    limit = store.manifest(regularization).recipe.config["min_similarity"]
+    limit = store.manifest(regularization).recipe.config.get("min_similarity")
     chart = figures.similarity_histogram(table["similarity"].tolist(), limit)
     return {"hits": hits, "limit": limit, "chart": figures.chart_uri(chart), "least": float(table["similarity"].min())}
 

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -14,10 +13,10 @@ from customdiff_core.config import Device
 from customdiff_core.devices import resolve_device
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource
+from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_files
 
-Vectors = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 
 

@@ -13,6 +13,8 @@ TREE = {
     "DiskFullError": "StoreError",
     "WeightsError": "CustomDiffusionError",
     "RetrievalError": "CustomDiffusionError",
+    "FetchError": "RetrievalError",
+    "TooFewImagesError": "RetrievalError",
     "TrainingError": "CustomDiffusionError",
     "EvaluationError": "CustomDiffusionError",
     "WorldError": "CustomDiffusionError",

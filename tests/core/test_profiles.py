@@ -57,3 +57,11 @@ def test_validation_images_alone_keep_the_corpus():
 def test_the_embedded_profile_follows_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("CUSTOMDIFF_DATA", str(tmp_path))
     assert profiles.get("openmoji").model.path == tmp_path / "models" / "openmoji" / "openmoji-sd"
+
+
+def test_the_source_is_what_was_given_last_of_all_the_embedded_one():
+    assert profiles.get("openmoji").corpus.source == "embedded"
+    assert profiles.get("openmoji", index=Path("/i")).corpus.source == "local"
+    assert profiles.get("openmoji", index=Path("/i"), backend="http://b").corpus.source == "backend"
+    assert profiles.get("sd14").corpus.source == "local"
+    assert profiles.get("openmoji", index=Path("/i")).corpus.kind == "openmoji"  # whose held-out scenes stay the KID's

@@ -55,7 +55,7 @@ def test_a_published_list_becomes_concepts_of_this_project(folder: Path) -> None
     assert made.with_concept(made.instance_prompt) == "photo of a <cat1> cat"
     assert len(made.images) == 3
     assert made.prompts == cat.prompts
-    with pytest.raises(ConceptError, match="found .* already, need a new folder"):
+    with pytest.raises(ConceptError, match=r"found .* already, need a new folder"):
         published.lay_out(cat, target, "<cat1>", "ktn")
 
 

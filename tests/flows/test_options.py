@@ -51,3 +51,13 @@ def test_every_concept_and_every_stage_has_a_described_deployment() -> None:
     verbs = {path.stem for path in (REPOSITORY / "flows").glob("*.py")} - {"__init__", "options", "inputs", "together"}
     assert flows == verbs
     assert all(one["description"] and one["tags"] for one in deployments)
+
+
+def test_retrieval_can_be_pointed_elsewhere_and_told_what_a_link_may_cost() -> None:
+    options = RetrieveOptions.model_validate(
+        {"regularization": "generated", "fetch": {"deadline_s": 3}, "backend": {"index_name": "laion"}}
+    )
+    config = options.resolve(profiles.get("openmoji"))
+    assert (config.regularization, config.fetch.deadline_s, config.backend.index_name) == ("generated", 3, "laion")
+    model = ModelOptions(backend="http://localhost:1234").resolve()
+    assert (model.corpus.source, model.corpus.backend) == ("backend", "http://localhost:1234")

@@ -4,15 +4,18 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import pandas as pd
 import pytest
 
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
+from customdiff_core.errors import TooFewImagesError
 from customdiff_core.recipes import Recipe
+from customdiff_core.retrieval.account import Account
 from customdiff_core.settings import Settings
 from tasks import pages, publish
 
-from ..handmade import metrics, regularization, run
+from ..handmade import attempts, metrics, regularization, run
 
 RUN = "customize-cat (0d9f)"
 
@@ -95,9 +98,10 @@ def test_text_and_labels_lose_what_could_be_markup() -> None:
 
 
 def test_tables_have_as_many_cells_in_every_row(built: dict[str, str]) -> None:
-    for name, columns in (("index", 5), ("retrieve", 6), ("augment", 4), ("finetune", 4)):
+    """In the retrieval's page, the tables of images and of the funnel have six, that of hosts three, that of reasons two."""
+    for name, columns in (("index", {5}), ("retrieve", {6, 3, 2}), ("augment", {4}), ("finetune", {4})):
         rows = [line for line in built[name].splitlines() if line.startswith("|")]
-        assert {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows} == {columns}, name
+        assert {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows} == columns, name
 
 
 def test_thumbnails_shrink_until_the_page_fits(store: Store, cat: Concept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +130,32 @@ def test_the_evaluation_page_has_figures_with_intervals_and_every_prompt(built: 
     assert r"| a crying cat | a crying \<teal\-cat\> cat |" in page
 
 
-def test_the_retrieval_page_gives_similarities(built: dict[str, str]) -> None:
-    assert "| 1.000 | 0.990 | 0.980 |" in built["retrieve"]
+def test_the_retrieval_page_gives_similarities_with_links_that_cannot_break_out(built: dict[str, str]) -> None:
+    link = "https://a.example/x%20y%281%29%22%7C%60%3Cb%3E.jpg"
+    assert f"| 1.000 | [0.990]({link}) | [0.980]({link}) |" in built["retrieve"]
+    assert "](javascript" not in built["retrieve"]
+
+
+def test_the_retrieval_page_shows_where_the_hits_went(built: dict[str, str]) -> None:
+    page = built["retrieve"]
+    assert (
+        "| Hits | Unique | Tried | Alive | Valid | Kept |\n| --- | --- | --- | --- | --- | --- |\n| 80 | 70 | 60 | 50 | 30 | 30 |"
+        in page
+    )
+    assert "| same image as a better hit | 10 |" in page
+    assert r"| b\|b | 39 | 67 % |" in page  # of hosts, those with most links first
+    assert "| a\\.example | 21 | 67 % |" in page
+
+
+def test_a_retrieval_that_fell_short_says_what_to_do(sent: list[tuple[str, str]], cat: Concept) -> None:
+    reasons = ["link dead"] * 8 + [""] * 2
+    story = Account(pd.DataFrame({"cand_id": range(10), "drop_reason": reasons}), attempts(2).query("cand_id < 10"))
+    publish.too_few(cat, TooFewImagesError("regularization images: found 2 <of> 10, need 5; x", story))
+    ((key, page),) = sent
+    assert key == "cat-retrieve"
+    assert r"found 2 \<of\> 10\, need 5" in page
+    assert "**What to do:** raise retrieve" in page
+    assert "| Hits | Unique |" in page
 
 
 def test_the_augmentation_page_gives_the_words_before_the_prompt(built: dict[str, str]) -> None:
@@ -217,7 +245,7 @@ def test_progress_moves_every_two_seconds_logs_every_five_and_ends_full(
         return number
 
     monkeypatch.setattr(publish, "create_progress_artifact", create)
-    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent: updates.append(percent))
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent, words: updates.append(percent))
     caplog.set_level(logging.INFO)
     with publish.progress("my_cat-finetune", "Training steps") as tell:
         for step in range(1, 11):
@@ -228,7 +256,7 @@ def test_progress_moves_every_two_seconds_logs_every_five_and_ends_full(
     assert updates == [10, 30, 50, 70, 90, 100]
     assert [record.getMessage() for record in caplog.records] == [
         "Training steps: 1 of 10, loss 1",
-        "Training steps: 6 of 10, loss 6",
+        "Training steps: 6 of 10, loss 6, 1 a second, 0:00:04 left",
     ]
 
 
@@ -238,7 +266,7 @@ def test_progress_survives_a_server_that_is_away_and_asks_it_rarely(
     asked: list[float] = []
     monkeypatch.setattr(publish, "create_progress_artifact", lambda *args, **kwargs: uuid4())
 
-    def update(artifact: UUID, percent: float) -> None:
+    def update(artifact: UUID, percent: float, words: str) -> None:
         asked.append(percent)
         refuse()
 
@@ -260,7 +288,7 @@ def test_progress_that_could_not_be_made_is_not_updated(monkeypatch: pytest.Monk
 def test_a_failing_stage_still_fails_and_leaves_its_bar_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[float] = []
     monkeypatch.setattr(publish, "create_progress_artifact", lambda *args, **kwargs: uuid4())
-    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent: updates.append(percent))
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent, words: updates.append(percent))
 
     def stage() -> None:
         with publish.progress("cat-finetune", "Training steps") as tell:
