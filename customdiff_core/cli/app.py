@@ -66,12 +66,13 @@ def machine(profile: str, weights: Path | None, index: Path | None, device: str)
 @contextmanager
 def told() -> Generator[None]:
     """Say this project's own errors in a line instead of a traceback, and what the core logs above the bars."""
-    warnings.simplefilter("ignore")  # of libraries, about themselves
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=notes, show_path=False)]
     )
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of libraries, about themselves
+            yield
     except CustomDiffusionError as error:
         notes.print(f"[red]{type(error).__name__}[/red]", end=" ")
         notes.print(str(error), markup=False)
@@ -298,8 +299,9 @@ def evaluate(
             method = str(here.store.manifest(made).recipe.config.get("method"))
             concept = concept_files.load(name)
             wanted = methods.get(method).words(concept) if method in methods.METHODS else concept
-            told_to = {"store": here.store, "runtime": here.runtime, "progress": tell("evaluate")}
-            metrics = run(wanted, made, here.profile, config, **told_to)
+            metrics = run(
+                wanted, made, here.profile, config, store=here.store, runtime=here.runtime, progress=tell("evaluate")
+            )
         table = Table("", "base model", "customized", title=f"{name}, {method}")
         for one in compare(tables.read(here.store, metrics, "metrics")):
             cells = (f"{number(cell.value)} ({interval(cell)})" for cell in (one.base, one.customized))
