@@ -185,7 +185,7 @@ def compress(delta: Artifact, profile: Profile, config: CompressConfig, store: S
         config=settings(config) | {name: trained.config[name] for name in ("method", "seed") if name in trained.config},
         code=fingerprint("customdiff_core.compression"),
         versions=versions(*TENSOR_LIBRARIES),
-        labels=trained.labels | {"way": "compressed"},
+        labels=trained.labels | {"way": "compressed", "concept": f"{trained.labels.get('concept', '')} (compressed)"},
     )
 
 

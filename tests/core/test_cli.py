@@ -21,7 +21,7 @@ from customdiff_core.settings import REPOSITORY
 
 @pytest.fixture
 def run(chain, monkeypatch: pytest.MonkeyPatch):
-    """Run a command on the chain's store; returns its exit code and everything it said, in one line."""
+    """Run a command on the chain's store; returns its exit code and its answer, in one line: with the errors, if there was one."""
     monkeypatch.setenv("CUSTOMDIFF_STORE", str(chain.store.root))
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -29,7 +29,7 @@ def run(chain, monkeypatch: pytest.MonkeyPatch):
         result = CliRunner().invoke(app, [*arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
-        return result.exit_code, " ".join(result.output.split())
+        return result.exit_code, " ".join((result.output if result.exit_code else result.stdout).split())
 
     return command
 

@@ -66,7 +66,8 @@ def test_the_page_shows_every_prompt_and_escapes_it(chain, both, together: Artif
     assert "<b>" not in html.replace('<b class="', "").split("Every prompt, every model")[1].split("Figures")[0]
     assert "the teal cat and the purple dog" in html
     assert html.count('src="data:image/webp;base64,') == 6 + 5 + 3 * 2 * 2
-    assert "http" not in html
+    assert "http:" not in html
+    assert "https:" not in html
 
 
 def test_a_prompt_that_misses_a_concept_is_refused(chain, both):
