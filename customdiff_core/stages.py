@@ -132,7 +132,8 @@ def finetune(
         code=fingerprint("customdiff_core.finetuning.finetune"),
         versions=versions(*TENSOR_LIBRARIES),
         labels={
-            "concept": "+".join(concept.name for concept in concepts),
+            # "The newest of dog" is one that knows the dog alone.
+            "concept": "+".join(concept.name for concept in concepts) + (" (sequential)" if parent else ""),
             "profile": profile.name,
             "method": config.method,
             "way": way,

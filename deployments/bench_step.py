@@ -64,8 +64,13 @@ def models() -> tuple[Components, Any]:
     unet: Any = UNet2DConditionModel(**config)
     clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
     encoder: Any = CLIPTextModel(clip)
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae: Any = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks)
+    vae_config: dict[str, Any] = {
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    vae: Any = AutoencoderKL(**vae_config)
     for network in (unet, encoder, vae):
         network.requires_grad_(False).eval()
     tokenizer = load_encoders(profiles.get("openmoji").model)[0].tokenizer

@@ -70,10 +70,10 @@ def table(together: Artifact, store: Store) -> list[str]:
     for title, cells in rows:
         texts = [f"{number(cells[head].value)} ({interval(cells[head])})" for head in heads]
         lines.append(f"| {title} | {' | '.join(texts)} |")
-    present = found[found["metric"] == PRESENCE].set_index("subject")["value"]
+    present = {row["subject"]: float(row["value"]) for row in tables.records(found[found["metric"] == PRESENCE])}
     for name in heads:
         if name != BASE and " - " not in name:
-            ratio = float(present[name]) / max(float(present[BASE]), 1e-9)
+            ratio = present[name] / max(present[BASE], 1e-9)
             lines.append(f"{name}: all present in {ratio:.2f} of the base model's rate, goal {GOAL}")
     for row in tables.records(found[found["subject"] == "judge"]):
         lines.append(f"judge: {row['metric']}: {row['value']:.2f} of {row['n']}")
@@ -87,9 +87,9 @@ def grid(together: Artifact, store: Store) -> Image.Image:
     strips: list[tuple[str, Image.Image]] = []
     for prompt in prompts:
         for name, samples in sets.items():
-            part = samples[samples["prompt_id"] == prompt].sort_values("seed")
-            pngs = list(part["image"])
-            strips.append((f"{name}: {next(iter(part['prompt']))}", figures.montage(pngs, len(pngs), SIDE)))
+            part = sorted(tables.records(samples[samples["prompt_id"] == prompt]), key=lambda row: row["seed"])
+            pngs = [row["image"] for row in part]
+            strips.append((f"{name}: {part[0]['prompt']}", figures.montage(pngs, len(pngs), SIDE)))
     width = max(strip.width for _, strip in strips)
     columns, height = len(sets), SIDE + LINE + 4
     sheet = Image.new("RGB", (columns * (width + 16), height * len(prompts)), "white")
