@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from customdiff_core import concepts as concept_files
 from customdiff_core.artifacts import Artifact, Store
@@ -37,27 +38,24 @@ class Pipeline:
         """The embedded world's retrieval index; None where the profile has a source of its own."""
         if self.profile.corpus.source != "embedded":
             return None
-        told = {"store": self.store, "runtime": self.runtime}
-        return build_index(self.profile, IndexConfig(), **told, progress=self.tell("index"))
+        return build_index(self.profile, IndexConfig(), **self._told("index"))
 
     def training_set(self, concept: Concept, method: str) -> Artifact:
         """A concept's views with the regularization images that a method has."""
         chosen, profile = methods.get(method), self.profile
-        told = {"store": self.store, "runtime": self.runtime}
         config = profile.retrieve.model_copy(update={"regularization": chosen.regularization})
         regularization: Artifact | None = None
         if chosen.regularization != "none":
             index = self.index() if chosen.regularization == "retrieved" else None
-            regularization = retrieve(concept, index, profile, config, **told, progress=self.tell("retrieve"))
+            regularization = retrieve(concept, index, profile, config, **self._told("retrieve"))
         views = profile.augment.model_copy(update={"random_resize": chosen.random_resize})
-        return augment(concept, regularization, profile, views, **told, progress=self.tell("augment"))
+        return augment(concept, regularization, profile, views, **self._told("augment"))
 
     def train(self, names: Sequence[str], config: FinetuneConfig, *, sequential: bool = False) -> Artifact:
         """Teach concepts of data/concepts: one, several jointly, or one after the other."""
         method = methods.get(config.method)
         wanted = tuple(method.words(concept_files.load(name)) for name in names)
         sets = tuple(self.training_set(concept, config.method) for concept in wanted)
-        told = {"store": self.store, "runtime": self.runtime}
         groups = (
             [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]
             if sequential
@@ -65,9 +63,7 @@ class Pipeline:
         )
         delta: Artifact | None = None
         for taught, examples in groups:
-            delta = finetune(
-                taught, examples, self.profile, config, parent=delta, **told, progress=self.tell("finetune")
-            )
+            delta = finetune(taught, examples, self.profile, config, parent=delta, **self._told("finetune"))
         assert delta is not None  # of at least one concept
         return delta
 
@@ -79,6 +75,10 @@ class Pipeline:
         if path.exists() or path.suffix:
             return import_delta(path, self.profile, stated, store=self.store)
         return self.store.get("delta", name)
+
+    def _told(self, stage: str) -> dict[str, Any]:
+        """What every stage is given beside its inputs."""
+        return {"store": self.store, "runtime": self.runtime, "progress": self.tell(stage)}
 
     def compose(
         self,

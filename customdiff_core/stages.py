@@ -130,7 +130,8 @@ def finetune(
         code=fingerprint("customdiff_core.finetuning.finetune"),
         versions=versions(*TENSOR_LIBRARIES),
         labels={
-            "concept": "+".join(concept.name for concept in concepts),
+            # "The newest of dog" is one that knows the dog alone.
+            "concept": "+".join(concept.name for concept in concepts) + (" (sequential)" if parent else ""),
             "profile": profile.name,
             "method": config.method,
             "way": way,
@@ -183,7 +184,7 @@ def compress(delta: Artifact, profile: Profile, config: CompressConfig, store: S
         config=settings(config) | {name: trained.config[name] for name in ("method", "seed") if name in trained.config},
         code=fingerprint("customdiff_core.compression"),
         versions=versions(*TENSOR_LIBRARIES),
-        labels=trained.labels | {"way": "compressed"},
+        labels=trained.labels | {"way": "compressed", "concept": f"{trained.labels.get('concept', '')} (compressed)"},
     )
 
 

@@ -90,7 +90,7 @@ def metric_rows(table: pd.DataFrame) -> list[tuple[str, dict[str, Cell]]]:
     return [
         (
             TITLES.get(str(metric), str(metric).replace("image_alignment_", "Image alignment, ")),
-            {str(row["subject"]): Cell(row["value"], row["ci_low"], row["ci_high"]) for row in part.to_dict("records")},
+            {str(row["subject"]): Cell(row["value"], row["ci_low"], row["ci_high"]) for row in tables.records(part)},
         )
         for metric, part in measured.groupby("metric", sort=False)
     ]

@@ -2,6 +2,10 @@
 
 Its loader counts processors, and refuses a file without those of self-attention, which hold nothing: they are written as
 empty dicts in the pickle and, since safetensors has no dicts, as empty tensors there, which it takes for the same.
+
+SDXL's pipeline takes the pooled embedding at the largest token id, which is V*'s: before drawing, set
+`pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id`.
+
 Load with `pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)`: without `_pipeline` it does nothing.
 """
 

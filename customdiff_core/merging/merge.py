@@ -20,7 +20,8 @@ from customdiff_core.finetuning.components import load_unet_weights
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, KEYS_AND_VALUES, QUERIES_AND_OUTPUTS
 from customdiff_core.lineage import Lineage
 from customdiff_core.merging.captions import factorization
-from customdiff_core.merging.closed_form import Factorization, independent_rows, merged_change, solve
+from customdiff_core.merging.closed_form import Factorization, independent_rows, solve
+from customdiff_core.merging.layers import Problem, layer_report, merged_layer, saved_layer
 from customdiff_core.merging.text_features import Targets, concept_targets
 from customdiff_core.merging.tokens import union_of_tokens
 from customdiff_core.profiles import Profile
@@ -124,6 +125,32 @@ def merge_targets(
     Raises:
         MergeError: if fewer than two concepts are given, or nothing tells them apart.
     """
+    problem, rows = pose(targets, factors, config)
+    conditions = {"condition_regularization": factors.condition, "condition_targets": problem.solution.condition}
+    names = sorted(name for name in base if name.endswith(KEYS_AND_VALUES))
+    weights: dict[str, Tensor] = {}
+    thin: dict[str, Factors] = {}
+    report: list[tables.Row] = []
+    for number, name in enumerate(names, 1):
+        left = merged_layer(name, base[name], problem)
+        kept, saved = saved_layer(left, base[name], problem, factored=config.factored)
+        if isinstance(kept, Tensor):
+            weights[name] = kept
+        else:
+            thin[name] = kept
+        report += layer_report(name, base[name], left, saved, problem, conditions)
+        progress(number, len(names), "layers merged")
+    weights |= mean_queries_and_outputs(problem.targets, base)
+    tokens, concepts = union_of_tokens(problem.targets)
+    return Delta(weights, tokens, Lineage(method="merge", concepts=concepts), thin), report, rows
+
+
+def pose(targets: Sequence[Targets], factors: Factorization, config: MergeConfig) -> tuple[Problem, list[tables.Row]]:
+    """Choose the constraints and solve for what all layers share; the concepts' order changes nothing.
+
+    Raises:
+        MergeError: if fewer than two concepts are given, or nothing tells them apart.
+    """
     if len(targets) < 2:
         raise MergeError(f"merge: found {len(targets)} concept, need at least 2; name another")
     held = factors.ridged(config.ridge)
@@ -137,44 +164,12 @@ def merge_targets(
                 "need concepts that differ; merge each once"
             )
     c_target = torch.cat([one.features[mask] for one, mask in zip(targets, kept, strict=True)])
-    solution = solve(c_target, held)
-    conditions = factors.condition, solution.condition
-    names = sorted(name for name in base if name.endswith(KEYS_AND_VALUES))
-    weights: dict[str, Tensor] = {}
-    thin: dict[str, Factors] = {}
-    report: list[tables.Row] = []
-    for number, name in enumerate(names, 1):
-        e = torch.cat([_changes(one, name, base)[mask] for one, mask in zip(targets, kept, strict=True)])
-        left, right = merged_change(e, c_target, solution)
-        whole = base[name].double() + left @ right
-        if config.factored:
-            thin[name] = (left.float(), right.float())
-            cast = base[name].double() + thin[name][0].double() @ thin[name][1].double()
-        else:
-            weights[name] = whole.float()
-            cast = weights[name].double()
-        residual = solution.residual(left, factors)
-        shared = {
-            "regularization_residual": residual,
-            "regularization_rms": residual / (factors.rows * len(whole)) ** 0.5,
-            "weight_change": _relative(whole, base[name].double()),
-            "condition_regularization": conditions[0],
-            "condition_targets": conditions[1],
-        }
-        report += [
-            {"layer": name, **_errors(one, mask, name, base[name], whole, cast), **shared}
-            for one, mask in zip(targets, kept, strict=True)
-        ]
-        progress(number, len(names), "layers merged")
-    weights |= mean_queries_and_outputs(targets, base)
-    tokens, concepts = union_of_tokens(targets)
-    lineage = Lineage(method="merge", concepts=concepts)
     rows: list[tables.Row] = [
         {"concept": one.concept.name, "prompt": prompt, "token": token, "state": state}
         for one, part in zip(targets, states, strict=True)
         for (prompt, token), state in zip(one.places, part, strict=True)
     ]
-    return Delta(weights, tokens, lineage, thin), report, rows
+    return Problem(targets, kept, c_target, solve(c_target, held), factors), rows
 
 
 def row_states(targets: Sequence[Targets], factors: Factorization, config: MergeConfig) -> list[list[str]]:
@@ -204,31 +199,6 @@ def mean_queries_and_outputs(targets: Sequence[Targets], base: Mapping[str, Tens
             ]
             merged[name] = (base[name].double() + torch.stack(changes).mean(dim=0)).float()
     return merged
-
-
-def _changes(target: Targets, name: str, base: Mapping[str, Tensor]) -> Tensor:
-    """s (W - W0) c of a concept's rows: (n, D_out); zero where only its token was trained."""
-    if name not in target.delta.names:
-        return target.features.new_zeros(len(target.features), len(base[name]))
-    return target.strength * target.delta.change(name, base[name], target.features)
-
-
-def _errors(target: Targets, kept: Tensor, name: str, base: Tensor, whole: Tensor, cast: Tensor) -> tables.Row:
-    """A concept's relative errors in one layer: of its constraints before and after the cast, and of all its rows."""
-    features = target.features
-    wanted = features @ base.double().T + _changes(target, name, {name: base})
-    return {
-        "concept": target.concept.name,
-        "strength": target.strength,
-        "constraints": int(kept.sum()),
-        "constraint_error": _relative(features[kept] @ whole.T, wanted[kept]),
-        "constraint_error_cast": _relative(features[kept] @ cast.T, wanted[kept]),
-        "error_all_rows": _relative(features @ whole.T, wanted),
-    }
-
-
-def _relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
 
 
 def _sha(artifact: Artifact) -> str:

@@ -126,7 +126,7 @@ def test_the_stage_keeps_the_lineage_and_tells_the_errors(chain):
     assert len(report) == made.rows == len(whole.weights)
     assert (report["relative_error"] < 1).all()
     recipe = chain.store.manifest(made).recipe
-    assert recipe.labels["concept"] == "cat"
+    assert recipe.labels["concept"] == "cat (compressed)"  # "the newest of cat" is the training
     assert recipe.config["method"] == "custom-diffusion"  # evaluation reads it there
     from customdiff_core.config import Runtime
     from customdiff_core.sampling import load_model

@@ -12,6 +12,8 @@ TREE = {
     "StoreError": "CustomDiffusionError",
     "DiskFullError": "StoreError",
     "WeightsError": "CustomDiffusionError",
+    "DeltaError": "CustomDiffusionError",
+    "MergeError": "CustomDiffusionError",
     "RetrievalError": "CustomDiffusionError",
     "FetchError": "RetrievalError",
     "TooFewImagesError": "RetrievalError",

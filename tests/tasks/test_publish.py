@@ -1,12 +1,14 @@
 import logging
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pandas as pd
 import pytest
 
+from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
@@ -15,7 +17,7 @@ from customdiff_core.retrieval.account import Account
 from customdiff_core.settings import Settings
 from tasks import pages, publish
 
-from ..handmade import attempts, metrics, regularization, run
+from ..handmade import EVIL, attempts, metrics, regularization, run, samples
 
 RUN = "customize-cat (0d9f)"
 
@@ -312,3 +314,49 @@ def test_in_a_run_the_store_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", "customize-cat")
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "0d9f")
     assert store().producer == RUN
+
+
+# Merges
+
+
+def made(store: Store, kind: str, **content: Any) -> Artifact:
+    def produce(folder: Path) -> int:
+        for name, rows in content.items():
+            tables.write(folder / f"{name}.parquet", rows)
+        return 1
+
+    return store.make(Recipe(kind=kind, inputs={}, config={"kind": kind}, code="", versions={}), produce)
+
+
+def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
+    row = {"strength": 1.0, "constraints": 6, "error_all_rows": 0.07}
+    row |= {"condition_regularization": 2e4, "condition_targets": 15.0, "constraint_error_cast": 9e-8}
+    report = [
+        {"layer": layer, "concept": "cat", "constraint_error": error} | row
+        for layer, error in (("a", 1e-15), ("b", 7e-12))
+    ]
+    rows = [{"concept": "cat", "prompt": "p", "token": EVIL, "state": state} for state in ("constraint", "shared")]
+    page = pages.merged(made(store, "delta", merge=report, rows=rows), store)
+    assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
+    assert "2 layers, solved together" in page
+    assert "* shared: " in page
+    assert "<script>" not in page
+
+
+def test_several_concepts_are_shown_by_every_model_with_the_judges_own_figures(store: Store, cat: Concept):
+    subjects = {name: samples(store, ("a cat and " + EVIL,), name) for name in ("base", "merged")}
+    cell = {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 8}
+    figures = [{"subject": name, "metric": "all_present"} | cell for name in (*subjects, "merged - base")]
+    figures += [{"subject": "judge", "metric": "said to show all, of pictures that do"} | cell]
+    sources = [{"name": name, **one.model_dump()} for name, one in subjects.items()]
+    page = pages.evaluated_together((cat, cat), made(store, "together", metrics=figures, sources=sources), store)
+    assert "the teal cat and the teal cat" in page
+    assert "0.500 (0.250 to 0.750)" in page
+    assert "0.50 of 8" in page
+    assert page.count("data:image/webp") == 2
+    assert "<script>" not in page
+
+
+def test_how_far_the_weights_moved_is_shown_where_several_kinds_were_trained(built: dict[str, str]):
+    assert "| cross-attention | 0.0100 | 0.0100 | 1 |" in built["finetune"]
+    assert "figure 3" in built["finetune"]

@@ -220,7 +220,8 @@ def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, p
     for name, tensor in second.weights.items():
         step = (tensor - first.weights[name]).norm()
         assert 0 < step < (tensor - base.weights[name].detach()).norm()
-    assert chain.store.manifest(made).recipe.labels["way"] == "sequential"
+    labels = chain.store.manifest(made).recipe.labels
+    assert (labels["concept"], labels["way"]) == ("dog (sequential)", "sequential")
 
 
 def test_the_same_concept_twice_in_a_row_is_refused(chain):
