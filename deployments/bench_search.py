@@ -27,7 +27,7 @@ from customdiff_core.profiles import EncoderSource
 from customdiff_core.retrieval.building import ROW_GROUP, build_folder
 from customdiff_core.retrieval.faiss_index import EMBEDDINGS
 from customdiff_core.retrieval.metadata import Vectors
-from customdiff_core.settings import REPOSITORY
+from customdiff_core.settings import REPOSITORY, Settings
 from deployments.backend import running
 
 WIDTH = 512
@@ -187,7 +187,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 def main(
     vectors: Annotated[int, typer.Option()] = 2_000_000,
-    folder: Annotated[Path, typer.Option(help="kept, and used again")] = Path("bench-search"),
+    folder: Annotated[Path, typer.Option(help="kept, and used again")] = Settings().store / "bench" / "search",
 ) -> None:
     """Measure and print."""
     table, figures = measure(folder.resolve(), vectors)
