@@ -8,10 +8,15 @@ from pathlib import Path
 
 import faiss
 import pandas as pd
+import psutil
 import pytest
 
 from customdiff_core import profiles, tables
+from customdiff_core.config import FetchConfig, Runtime
+from customdiff_core.progress import silent
+from customdiff_core.retrieval import img2dataset
 from customdiff_core.retrieval.encoder import Encoder
+from customdiff_core.retrieval.fetch import Link, Shelf
 from deployments.backend import running
 from deployments.web import Web, serving
 
@@ -103,6 +108,27 @@ def test_a_backend_killed_in_the_middle_is_a_clear_failure_and_a_retry_goes_on(
         stack.wait(run, {"RUNNING", "COMPLETED"})
         assert stack.wait(run)["state_type"] == "COMPLETED"
     assert {served.asked[path] for path in fetched} == {1}
+
+
+def test_img2dataset_is_the_other_fetcher(
+    web: tuple[str, Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUSTOMDIFF_ALLOW_LOOPBACK", "true")
+    base, _ = web
+    paths = ["/ok/1.jpg", "/dead/2.jpg", "/noai/3.jpg", "/html/4.jpg", "/bomb/5.jpg"]
+    links = [Link(number, base + path) for number, path in enumerate(paths)]
+    links.append(Link(5, "http://10.0.0.1/6.jpg"))
+    shelf = Shelf(tmp_path)
+    config = FetchConfig(fetcher="img2dataset", deadline_s=10, retries=0)
+    failed = img2dataset.fetch(links, shelf, config, Runtime(), 0, 64, silent)
+    assert failed == {1: "dead", 2: "dead", 3: "not_image", 4: "bomb", 5: "refused"}
+    assert (shelf.picture(links[0]).width, len(shelf.notes)) == (64, 1)
+    errors = {one.item_id: one.error for one in shelf.attempts()}
+    assert errors[1] == "HTTP Error 404: Not Found"
+    assert "X-Robots-Tag" in errors[2]
+    assert "need a public one" in errors[5]
+    left = psutil.Process().children(recursive=True)
+    assert not [one for one in left if "img2dataset" in " ".join(one.cmdline())]
 
 
 def _half_dead_index(folder: Path, base: str) -> Path:
