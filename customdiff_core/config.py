@@ -23,7 +23,7 @@ class FetchConfig(Frozen):
         default="pool", description="pool: guarded, for some hundreds; img2dataset: for tens of thousands, unguarded"
     )
     deadline_s: float = Field(default=10.0, gt=0, description="seconds for one try of a link, redirects included")
-    silence_s: float = Field(default=4.0, gt=0, description="seconds without a byte after which a try is given up")
+    silence_s: float = Field(default=3.0, gt=0, description="seconds without a byte after which a try is given up")
     max_bytes: int = Field(default=10 * 1024**2, ge=1, description="largest file")
     max_pixels: int = Field(default=40_000_000, ge=1, description="largest picture, width x height")
     redirects: int = Field(default=5, ge=0, description="most redirects of one link")

@@ -31,20 +31,23 @@ OPTIONS = (
 
 
 @contextmanager
-def running(index: Path, folder: Path, *options: str) -> Generator[tuple[str, subprocess.Popen[bytes]]]:
+def running(
+    index: Path, folder: Path, *options: str, port: str | None = None
+) -> Generator[tuple[str, subprocess.Popen[bytes]]]:
     """Run the backend; yield its address and its process.
 
     Args:
         index: the index folder that it serves, under the name "main".
         folder: for its files and log.
         options: further ones of `clip-retrieval back`.
+        port: where it listens; any free one by default.
 
     Raises:
         ServiceError: if it does not come up, with its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "indices.json").write_text(json.dumps({"main": str(index)}))
-    port = free_port()
+    port = port or free_port()
     command = [
         Path(sys.executable).parent / "clip-retrieval",
         "back",

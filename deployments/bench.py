@@ -1,6 +1,7 @@
 """`make bench`: ratios, each measured side by side in one run, so that they hold on any machine.
 
-Every line times a plain way and this project's way in turn (A B A B ...) and prints the medians and their ratio.
+Training and drawing: every line times a plain way and this project's way in turn (A B A B ...) and prints the medians and
+their ratio. Fetching and search in a large index have modules of their own, bench_fetch.py and bench_search.py.
 """
 
 import logging
@@ -26,6 +27,7 @@ from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.finetuning.trained_parameters import train_parameters
 from customdiff_core.retrieval.retrieve import build_index, retrieve
 from customdiff_core.sampling import draw_images
+from deployments import bench_fetch, bench_search
 
 ROUNDS = 15
 
@@ -42,6 +44,8 @@ def main() -> None:
             a, b = side_by_side(plain, ours)
             table.add_row(name, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", f"{a / b:.2f}x")
     Console().print(table)
+    bench_fetch.main()
+    bench_search.main()
 
 
 def side_by_side(plain: Callable[[], object], ours: Callable[[], object]) -> tuple[float, float]:

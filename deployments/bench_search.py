@@ -24,10 +24,10 @@ from rich.table import Table
 
 from customdiff_core.config import BuildConfig, Runtime
 from customdiff_core.profiles import EncoderSource
-from customdiff_core.retrieval.building import build_folder
+from customdiff_core.retrieval.building import ROW_GROUP, build_folder
 from customdiff_core.retrieval.faiss_index import EMBEDDINGS
 from customdiff_core.retrieval.metadata import Vectors
-from customdiff_core.settings import REPOSITORY
+from customdiff_core.settings import REPOSITORY, Settings
 from deployments.backend import running
 
 WIDTH = 512
@@ -52,7 +52,7 @@ def make_embeddings(folder: Path, count: int) -> None:
         np.save(folder / EMBEDDINGS["text"] / f"text_emb_{number:05d}.npy", vectors.astype(np.float16))
         captions = [f"caption {start + row} of subtopic {topic}" for row, topic in enumerate(topics)]
         urls = [f"https://host{row % 977}.example/{start + row}.jpg" for row in range(rows)]
-        pd.DataFrame({"caption": captions, "url": urls}).to_parquet(table, row_group_size=4096)
+        pd.DataFrame({"caption": captions, "url": urls}).to_parquet(table, row_group_size=ROW_GROUP)
 
 
 def draw(count: int, name: tuple[str, int]) -> tuple[Vectors, npt.NDArray[np.int64]]:
@@ -187,7 +187,7 @@ def _unit(vectors: Vectors) -> Vectors:
 
 def main(
     vectors: Annotated[int, typer.Option()] = 2_000_000,
-    folder: Annotated[Path, typer.Option(help="kept, and used again")] = Path("bench-search"),
+    folder: Annotated[Path, typer.Option(help="kept, and used again")] = Settings().store / "bench" / "search",
 ) -> None:
     """Measure and print."""
     table, figures = measure(folder.resolve(), vectors)

@@ -135,6 +135,7 @@ def _answer(kind: str, number: int) -> bytes:
     """What is sent at once."""
     answers: dict[str, Callable[[], bytes]] = {
         "ok": lambda: _response(picture(number)),
+        "half-ok": lambda: _response(picture(number)),
         "huge": lambda: _head(length=10**12),  # says so
         "bomb": lambda: _response(bomb()),
         "loop": lambda: _head("302 Found", f"Location: /loop/{number + 1}.jpg", length=0),

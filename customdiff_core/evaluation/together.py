@@ -14,12 +14,11 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.evaluate import Judge
-from customdiff_core.evaluation.intervals import crossed_bootstrap
+from customdiff_core.evaluation.intervals import crossed_interval
 from customdiff_core.evaluation.presence import captions_of, shows_all, side_by_side
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import generate
-from customdiff_core.seeding import numpy_rng
 
 BASE = "base"
 PRESENCE = "all_present"
@@ -123,7 +122,7 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
         }
         grids |= {f"{name} - {BASE}": grid - grids[BASE] for name, grid in grids.items() if name != BASE}
         for subject, grid in grids.items():
-            low, high = crossed_bootstrap(grid, config.bootstrap, config.confidence, numpy_rng("bootstrap", metric))
+            low, high = crossed_interval(grid[None], config.confidence)
             rows.append(_row(subject, str(metric), float(grid.mean()), low, high, grid.size))
     return rows
 

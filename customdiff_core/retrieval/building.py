@@ -35,7 +35,7 @@ from customdiff_core.retrieval.img2dataset import allowed, download, finished
 from customdiff_core.retrieval.metadata import Metadata, Vectors, columns_of, plain
 from customdiff_core.weights import encoder_digest
 
-ROW_GROUP = 4096  # rows that are read for one of them
+ROW_GROUP = 1024  # rows that are read for one of them
 SAMPLE = 256  # vectors whose length is checked
 UNIT = 0.02  # that a unit vector's length may be off, in half precision
 KEPT = ("caption", "url", "nsfw", "watermark")

@@ -160,7 +160,9 @@ def answer(request: dict[str, int], data: bytes) -> tuple[dict[str, Any], bytes]
             "status": "bomb",
         }, b""
     kept = fit(image, request["side"])
-    return {"width": kept.width, "height": kept.height, "phash": f"{perceptual_hash(kept):016x}"}, images.encode(kept)
+    return {"width": kept.width, "height": kept.height, "phash": f"{perceptual_hash(kept):016x}"}, images.encode(
+        kept, effort=1
+    )
 
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:

@@ -20,7 +20,6 @@ EMBEDDINGS = {"text": "text_emb", "image": "img_emb"}
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
 EXACT = 25_000  # vectors up to which every one is compared
 MOST_CELLS = 65_536
-HNSW_FROM = 16_384  # cells from which they are themselves found by a graph
 ID = 8  # bytes of a vector's number
 SHARE = 0.8  # of the free memory that training may use
 
@@ -54,7 +53,7 @@ def index_key(count: int, width: int, memory: int) -> str:
     """Choose a FAISS factory string, of those that autofaiss builds for inner products.
 
     Exact up to EXACT vectors. Then cells (4 sqrt(n), a power of two), which hold whole vectors where those fit the memory, or
-    else codes of as many bytes as do (product quantization after a rotation).
+    else codes of as many bytes as do (product quantization).
 
     Raises:
         RetrievalError: if not even the shortest codes fit.
@@ -72,8 +71,8 @@ def index_key(count: int, width: int, memory: int) -> str:
         raise RetrievalError(
             f"index memory: found {memory:,} bytes for {count:,} vectors, need {need:,}; raise memory, or index fewer"
         )
-    coarse = f"IVF{cells}_HNSW32" if cells >= HNSW_FROM else f"IVF{cells}"
-    return f"OPQ{size}_{width},{coarse},PQ{size}x8"
+    # Without OPQ's rotation, whose constructor autofaiss 2.18 calls in a way that this FAISS does not know.
+    return f"Pad{width},IVF{cells}_HNSW32,PQ{size}x8"
 
 
 def probed(cells: int) -> int:

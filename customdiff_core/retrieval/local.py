@@ -22,7 +22,7 @@ MAPPED = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
 # A merged folder read with the flags of a single file opens well and then crashes the process on its first search.
 MERGED = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY
 PROBED = 16  # captions looked up again, to see whether metadata and encoder belong to the vectors
-NEIGHBOURS = 64
+NEAR, FAR = 16, 1000  # hits among which a caption should find an equal one, or itself
 
 
 class LocalSource:
@@ -67,8 +67,7 @@ class LocalSource:
         self._check_width(vectors)
         if self.modality == "image":  # a caption need not be near to its own picture
             return
-        found = [set(self.rows(self.nearest(one[None], NEIGHBOURS)[0])["caption"]) for one in vectors]
-        hits = sum(caption in near for caption, near in zip(captions, found, strict=True))
+        hits = sum(self._finds(*one) for one in zip(ids.tolist(), captions, vectors, strict=True))
         if 2 * hits < len(captions):
             raise RetrievalError(
                 f"index {self.folder}: found {hits} of {len(captions)} captions near to their own vectors, need most of them; "
@@ -93,6 +92,12 @@ class LocalSource:
     def read(self, image_path: str) -> bytes:
         """See `Source`."""
         return images.read_picture(self.folder / image_path, self.folder)
+
+    def _finds(self, item: int, caption: str, vector: Vectors) -> bool:
+        """Whether a caption's vector leads back to it, or to an equal caption; a quantized index is allowed to be near."""
+        ids, similarity = self.nearest(vector[None], min(FAR, max(NEAR, len(self) // 50)))
+        nearest = ids[np.argsort(-similarity, kind="stable")[:NEAR]]
+        return item in ids or caption in set(self.rows(nearest)["caption"])
 
     def _check_width(self, vectors: Vectors) -> None:
         if vectors.shape[1] != self._index.d:

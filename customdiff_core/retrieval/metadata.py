@@ -50,10 +50,10 @@ class Metadata:
         self.columns = columns_of(footers[0].schema.to_arrow_schema().names)
         for part, footer in zip(self.parts, footers, strict=True):
             _check_columns(part, columns_of(footer.schema.to_arrow_schema().names), self.columns)
-        self._groups = [(part, group) for part, footer in enumerate(footers) for group in range(footer.num_row_groups)]
-        sizes = [footers[part].row_group(group).num_rows for part, group in self._groups]
-        self._ends: Ids = np.cumsum(np.asarray(sizes, np.int64))
+        sizes = [[footer.row_group(group).num_rows for group in range(footer.num_row_groups)] for footer in footers]
+        self._groups = [np.cumsum(np.asarray(one, np.int64)) for one in sizes]  # where each ends in its part
         self.part_rows = [footer.num_rows for footer in footers]
+        self._ends: Ids = np.cumsum(np.asarray(self.part_rows, np.int64))
 
     def __len__(self) -> int:
         return sum(self.part_rows)
@@ -61,28 +61,36 @@ class Metadata:
     def rows(self, ids: Ids) -> pd.DataFrame:
         """Return the rows with these ids, in their order: caption, url, image_path, nsfw, watermark (empty where unknown)."""
         order = np.argsort(ids, kind="stable")
-        groups = np.searchsorted(self._ends, ids[order], side="right")
-        parts = [self._read(int(group), ids[order][groups == group]) for group in np.unique(groups)]
-        if not parts:
+        sorted_ids = ids[order]
+        parts = np.searchsorted(self._ends, sorted_ids, side="right")
+        found = [self._read(int(part), sorted_ids[parts == part]) for part in np.unique(parts)]
+        if not found:
             return plain(pd.DataFrame(), {})
-        table: pd.DataFrame = pa.concat_tables(parts).to_pandas()
+        table: pd.DataFrame = pa.concat_tables(found).to_pandas()
         back = np.empty(len(ids), np.int64)
         back[order] = np.arange(len(ids))
         return plain(table.iloc[back], self.columns)
 
-    def _read(self, group: int, ids: Ids) -> Any:  # a pyarrow.Table, whose types are not known
-        """Read some rows of one row group, batch by batch, up to the last that is wanted."""
-        part, number = self._groups[group]
-        wanted = ids - (int(self._ends[group - 1]) if group else 0)
-        found: list[pa.Table] = []
+    def _read(self, part: int, ids: Ids) -> Any:  # a pyarrow.Table, whose types are not known
+        """Read some rows of one part: the row groups that hold them, in batches, as one stream."""
+        wanted = ids - (int(self._ends[part - 1]) if part else 0)
+        ends = self._groups[part]
+        groups = np.searchsorted(ends, wanted, side="right")
+        chosen = np.unique(groups)
+        starts = np.concatenate([[0], ends])[chosen]
+        before = np.concatenate([[0], np.cumsum(ends[chosen] - starts)])  # rows of the stream before each chosen group
+        place = np.searchsorted(chosen, groups)
+        places = wanted - starts[place] + before[place]
+        found: list[Any] = []
         start = 0
         with pq.ParquetFile(self.parts[part], memory_map=True) as file:
             names = list(self.columns.values())
-            for batch in file.iter_batches(BATCH, row_groups=[number], columns=names):
-                here = wanted[(wanted >= start) & (wanted < start + len(batch))]
-                found.append(pa.Table.from_batches([batch]).take(pa.array(here - start)))
+            for batch in file.iter_batches(BATCH, row_groups=chosen.tolist(), columns=names):
+                here = places[(places >= start) & (places < start + len(batch))]
+                if len(here):
+                    found.append(pa.Table.from_batches([batch]).take(pa.array(here - start)))
                 start += len(batch)
-                if start > wanted[-1]:
+                if start > places[-1]:
                     break
         return pa.concat_tables(found)
 

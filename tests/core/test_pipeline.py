@@ -24,8 +24,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         monkeypatch.setattr(module, stage, run)
 
     stand_in("build_index", lambda given, named: None)
-    stand_in("retrieve", lambda given, named: given[0].name)
-    stand_in("draw_regularization", lambda given, named: given[0].modifier_token)
+    stand_in("retrieve", lambda given, named: (given[0].modifier_token, given[1] is not None, given[3].regularization))
     stand_in("augment", lambda given, named: (given[0].name, given[1] is not None, given[3].random_resize))
     stand_in("finetune", lambda given, named: ([one.name for one in given[0]], named["parent"] is not None))
     stand_in("merge", lambda given, named: (len(given[0]), given[1]))
@@ -41,7 +40,7 @@ def stages(calls: list[tuple[str, Any]]) -> list[str]:
     [
         ("custom-diffusion", ["build_index", "retrieve", "augment"]),
         ("custom-diffusion-crossattn", ["build_index", "retrieve", "augment"]),
-        ("dreambooth", ["draw_regularization", "augment"]),
+        ("dreambooth", ["retrieve", "augment"]),
         ("textual-inversion", ["augment"]),
     ],
 )
@@ -54,7 +53,7 @@ def test_each_method_has_its_regularization_and_its_views(
     assert (name, regularized) == ("cat", method != "textual-inversion")
     assert resized == (method != "custom-diffusion-crossattn")
     if method == "dreambooth":
-        assert dict(calls)["draw_regularization"] == "ktn"
+        assert dict(calls)["retrieve"] == ("ktn", False, "generated")
 
 
 def test_joint_is_one_training_and_sequential_goes_on_from_the_last(openmoji, store: Store, calls):

@@ -11,7 +11,7 @@ from customdiff_core.evaluation.results import sources
 from customdiff_core.evaluation.together import evaluate_together, fill
 
 PROMPTS = ("a {0} and a {1}", "photo of a {1} and a {0} <b>")
-CONFIG = EvaluateConfig(seeds=(0, 1), sample=SampleConfig(steps=2, guidance_scale=4), bootstrap=100)
+CONFIG = EvaluateConfig(seeds=(0, 1), sample=SampleConfig(steps=2, guidance_scale=4))
 
 
 @pytest.fixture(scope="module")

@@ -174,9 +174,9 @@ def test_ready_embeddings_are_checked_before_hours_of_indexing(
         (25_000, 512, "4G", "Flat"),
         (100_000, 512, "4G", "IVF1024,Flat"),
         (2_000_000, 512, "4G", "IVF4096,Flat"),
-        (2_000_000, 512, "1G", "OPQ256_512,IVF4096,PQ256x8"),
-        (400_000_000, 512, "200G", "OPQ256_512,IVF65536_HNSW32,PQ256x8"),
-        (2_000_000_000, 768, "150G", "OPQ48_768,IVF65536_HNSW32,PQ48x8"),
+        (2_000_000, 512, "1G", "Pad512,IVF4096_HNSW32,PQ256x8"),
+        (400_000_000, 512, "200G", "Pad512,IVF65536_HNSW32,PQ256x8"),
+        (2_000_000_000, 768, "150G", "Pad768,IVF65536_HNSW32,PQ48x8"),
     ],
 )
 def test_the_index_fits_its_memory(count: int, width: int, memory: str, key: str):
@@ -186,3 +186,24 @@ def test_the_index_fits_its_memory(count: int, width: int, memory: str, key: str
 def test_a_memory_that_holds_nothing_is_named():
     with pytest.raises(RetrievalError, match=r"found 1,073,741,824 bytes for 400,000,000 vectors, need 9,600,000,000"):
         index_key(400_000_000, 512, budget("1G"))
+
+
+@pytest.mark.parametrize(("memory", "key"), [("100M", "IVF512,Flat"), ("2M", "Pad32,IVF512_HNSW32,PQ16x8")])
+def test_large_sets_get_an_index_that_autofaiss_builds_and_we_map(memory: str, key: str, openmoji, tmp_path: Path):
+    """Also the quantized kind: not every factory string of FAISS goes through autofaiss."""
+    source = tmp_path / "source"
+    for name in ("text_emb", "metadata"):
+        (source / name).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    centres = random.standard_normal((300, 32))
+    vectors = np.repeat(centres, 100, axis=0) + 0.3 * random.standard_normal((30_000, 32))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    np.save(source / "text_emb" / "text_emb_0000.npy", vectors.astype(np.float16))
+    table = pd.DataFrame({"caption": [f"caption {n}" for n in range(30_000)], "url": ""})
+    table.to_parquet(source / "metadata" / "metadata_0000.parquet")
+    config = BuildConfig(kind="embeddings", memory=memory)
+    out = build_folder(source, tmp_path / "out", config, openmoji.retrieval_encoder)
+    assert json.loads((out / "report.json").read_text())["indices"] == {"text": key}
+    assert (out / "text.index").stat().st_size < 1.6 * budget(memory)
+    found = search(LocalSource(out), vectors[[1234]], 50)["item_id"].to_numpy()
+    assert (found // 100 == 12).mean() > 0.9  # its own cluster
