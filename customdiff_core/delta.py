@@ -48,7 +48,8 @@ class Delta:
         if name in self.factors:
             left, right = (factor.double() for factor in self.factors[name])
             return features @ right.T @ left.T
-        return features @ (self.weights[name].double() - base.double()).T
+        # Two thin products instead of a difference as large as the weight: float64 has the digits for it.
+        return features @ self.weights[name].double().T - features @ base.double().T
 
     def whole(self, name: str, base: torch.Tensor) -> torch.Tensor:
         """A changed weight, in the base's type."""

@@ -124,7 +124,7 @@ def the_obvious(c_reg: torch.Tensor, base: Weights, targets: list[Targets], laye
         c = torch.cat([one.features for one in targets])
         v = torch.cat([one.features @ one.delta.weights[name].double().T for one in targets])
         gram = c_reg.T @ c_reg
-        d = torch.stack([torch.linalg.lstsq(gram, row[:, None], driver="gelsd").solution[:, 0] for row in c])
+        d = torch.stack([torch.linalg.lstsq(gram, row[:, None]).solution[:, 0] for row in c])
         merged.append(w0 + (v.T - w0 @ c.T) @ torch.linalg.solve(d @ c.T, d))
     return merged
 

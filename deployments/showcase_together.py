@@ -32,13 +32,17 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Training steps; by default the profile's.")] = None,
     seeds: Annotated[int, typer.Option(help="Images a prompt.")] = 8,
     ridge: Annotated[float | None, typer.Option(help="Holds the merged weights; by default the profile's.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target prompts of the merge; by default the profile's.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the grids.")] = REPOSITORY / "docs",
 ) -> None:
     """Train what is missing, merge, train jointly, evaluate, print."""
     chosen = names or ["cat", "dog", "teddybear"]
     profile, store, console = profiles.get("openmoji"), Store(), Console(width=220, highlight=False)
     training = profile.finetune.model_copy(update={"steps": steps} if steps else {})
-    merging = profile.merge.model_copy(update={} if ridge is None else {"ridge": ridge})
+    stated = {"ridge": ridge, "prompts": tuple(target) if target else None}
+    merging = profile.merge.model_copy(update={name: value for name, value in stated.items() if value is not None})
     config = profile.evaluate.model_copy(update={"seeds": tuple(range(seeds))})
     for count in (2, 3)[: len(chosen) - 1]:
         group = chosen[:count]

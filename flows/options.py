@@ -155,6 +155,10 @@ class MergeOptions(Frozen):
     """How concepts are merged; the paper's by default."""
 
     strengths: list[float] | None = Field(default=None, description="of each concept, in their order; empty: 1 each")
+    prompts: list[str] | None = Field(
+        default=None,
+        description="target prompts with {}; more of them keep a concept in more company; empty: the paper's two",
+    )
     ridge: float | None = Field(default=None, ge=0, description="holds the weights where captions say nothing")
     factored: bool | None = Field(default=None, description="keep thin factors: the same model, far smaller")
 
@@ -169,8 +173,8 @@ class MergeOptions(Frozen):
             raise ConfigError(
                 f"strengths: found {len(strengths)}, need {count}, one for each concept; or leave them out"
             )
-        config = _filled(profile.merge, self.model_copy(update={"strengths": None}))
-        return config, strengths
+        config = _filled(profile.merge, self.model_copy(update={"strengths": None, "prompts": None}))
+        return config.model_copy(update={"prompts": tuple(self.prompts)} if self.prompts else {}), strengths
 
 
 class ImportOptions(Frozen):

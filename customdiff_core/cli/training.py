@@ -59,6 +59,9 @@ def compose(
     names: Annotated[list[str], typer.Argument(help="Concepts, keys of deltas, or files of other programs.")],
     strength: Annotated[list[float] | None, typer.Option(help="Of each, in their order; by default 1.")] = None,
     ridge: Annotated[float, typer.Option(min=0, help="Holds the weights where captions say nothing.")] = 0.0,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target prompts with {}; by default the paper's two.")
+    ] = None,
     factored: Annotated[bool, typer.Option(help="Keep thin factors: the same model, far smaller.")] = False,
     token: TokenOption = None,
     category: CategoryOption = None,
@@ -73,7 +76,8 @@ def compose(
 
     with told():
         here = machine(profile, weights, index, device)
-        config = here.profile.merge.model_copy(update={"ridge": ridge, "factored": factored})
+        prompts = tuple(target or here.profile.merge.prompts)
+        config = here.profile.merge.model_copy(update={"ridge": ridge, "factored": factored, "prompts": prompts})
         strengths = strength or [1.0] * len(names)
         if len(strengths) != len(names):
             raise typer.BadParameter(f"found {len(strengths)} strengths, need {len(names)}")

@@ -1,4 +1,8 @@
-"""One layer of a merge: its new weight from what all layers share, and how well each concept is kept in it."""
+"""One layer of a merge: its new weight from what all layers share, and how well each concept is kept in it.
+
+A layer of Stable Diffusion has a million numbers and a dozen target rows: what costs time is walking through the weights, so
+that each of them is turned into float64 once, and everything else is done with thin matrices.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,55 +27,65 @@ class Problem:
     captions: Factorization
 
 
-def merged_layer(name: str, base: Tensor, problem: Problem) -> Tensor:
-    """The thin left factor (D_out, n) of a layer's change; the right one is the solution's `p`."""
-    parts = zip(problem.targets, problem.kept, strict=True)
-    e = torch.cat([wanted_change(one, name, base)[mask] for one, mask in parts])
-    return merged_change(e, problem.c_target, problem.solution)[0]
+@dataclass(frozen=True)
+class Layer:
+    """A solved layer: W0 (float64), what each concept wants added to the outputs on its rows, and W - W0 = left p."""
+
+    name: str
+    base: Tensor
+    wanted: Sequence[Tensor]
+    left: Tensor
 
 
-def saved_layer(left: Tensor, base: Tensor, problem: Problem, *, factored: bool) -> tuple[Tensor | Factors, Tensor]:
+def solve_layer(name: str, base: Tensor, problem: Problem) -> Layer:
+    """Solve a layer with weight base (D_out, D_in)."""
+    base = base.double()
+    wanted = [_wanted(one, name, base) for one in problem.targets]
+    e = torch.cat([change[mask] for change, mask in zip(wanted, problem.kept, strict=True)])
+    return Layer(name, base, wanted, merged_change(e, problem.c_target, problem.solution)[0])
+
+
+def saved_layer(layer: Layer, problem: Problem, *, factored: bool) -> tuple[Tensor | Factors, Tensor]:
     """What is saved of a layer, in float32, and the weight that it stands for, in float64."""
     if factored:
-        thin = left.float(), problem.solution.p.float()
-        return thin, base.double() + thin[0].double() @ thin[1].double()
-    whole = (base.double() + left @ problem.solution.p).float()
+        thin = layer.left.float(), problem.solution.p.float()
+        return thin, torch.addmm(layer.base, thin[0].double(), thin[1].double())
+    whole = torch.addmm(layer.base, layer.left, problem.solution.p).float()
     return whole, whole.double()
 
 
-def wanted_change(target: Targets, name: str, base: Tensor) -> Tensor:
-    """s (W - W0) c of a concept's rows: (n, D_out); zero where only its token was trained."""
-    if name not in target.delta.names:
-        return target.features.new_zeros(len(target.features), len(base))
-    return target.strength * target.delta.change(name, base, target.features)
-
-
-def layer_report(
-    name: str, base: Tensor, left: Tensor, saved: Tensor, problem: Problem, conditions: Mapping[str, float]
-) -> list[tables.Row]:
+def layer_report(layer: Layer, saved: Tensor, problem: Problem, conditions: Mapping[str, float]) -> list[tables.Row]:
     """A row a concept: relative errors of its constraints before and after the cast, and of all its rows."""
-    whole = base.double() + left @ problem.solution.p
+    p, left = problem.solution.p, layer.left
     residual = problem.solution.residual(left, problem.captions)
+    moved = float(((left.T @ left) * (p @ p.T)).sum().clamp(min=0).sqrt() / layer.base.norm())  # ||left p|| / ||W0||
     rows: list[tables.Row] = []
-    for target, kept in zip(problem.targets, problem.kept, strict=True):
-        features = target.features
-        wanted = features @ base.double().T + wanted_change(target, name, base)
+    for target, kept, change in zip(problem.targets, problem.kept, layer.wanted, strict=True):
+        plain = target.features @ layer.base.T
+        wanted, found = plain + change, plain + (target.features @ p.T) @ left.T
         rows.append(
             {
-                "layer": name,
+                "layer": layer.name,
                 "concept": target.concept.name,
                 "strength": target.strength,
                 "constraints": int(kept.sum()),
-                "constraint_error": _relative(features[kept] @ whole.T, wanted[kept]),
-                "constraint_error_cast": _relative(features[kept] @ saved.T, wanted[kept]),
-                "error_all_rows": _relative(features @ whole.T, wanted),
+                "constraint_error": _relative(found[kept], wanted[kept]),
+                "constraint_error_cast": _relative(target.features[kept] @ saved.T, wanted[kept]),
+                "error_all_rows": _relative(found, wanted),
                 "regularization_residual": residual,
-                "regularization_rms": residual / (problem.captions.rows * len(base)) ** 0.5,
-                "weight_change": _relative(whole, base.double()),
+                "regularization_rms": residual / (problem.captions.rows * len(left)) ** 0.5,
+                "weight_change": moved,
                 **conditions,
             }
         )
     return rows
+
+
+def _wanted(target: Targets, name: str, base: Tensor) -> Tensor:
+    """s (W - W0) c of a concept's rows: (n, D_out); zero where only its token was trained."""
+    if name not in target.delta.names:
+        return target.features.new_zeros(len(target.features), len(base))
+    return target.strength * target.delta.change(name, base, target.features)
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 from customdiff_core import delta as deltas
 from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import check_prompts
 from customdiff_core.config import MergeConfig
 from customdiff_core.delta import Delta, Factors
 from customdiff_core.errors import MergeError
@@ -21,7 +22,7 @@ from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, KEYS_AND
 from customdiff_core.lineage import Lineage
 from customdiff_core.merging.captions import factorization
 from customdiff_core.merging.closed_form import Factorization, independent_rows, solve
-from customdiff_core.merging.layers import Problem, layer_report, merged_layer, saved_layer
+from customdiff_core.merging.layers import Problem, layer_report, saved_layer, solve_layer
 from customdiff_core.merging.text_features import Targets, concept_targets
 from customdiff_core.merging.tokens import union_of_tokens
 from customdiff_core.profiles import Profile
@@ -57,8 +58,11 @@ def merge(
         a target token: whether it is a constraint, and if not why).
 
     Raises:
-        MergeError, DeltaError: if the deltas do not fit each other or the model, with both digests.
+        MergeError, DeltaError: if the deltas do not fit each other or the model, with both digests; ConfigError for a target
+            prompt without its {}.
     """
+
+    check_prompts(config.prompts, "merge.prompts")
 
     def produce(folder: Path) -> int:
         digest = model_digest(profile.model)
@@ -132,13 +136,13 @@ def merge_targets(
     thin: dict[str, Factors] = {}
     report: list[tables.Row] = []
     for number, name in enumerate(names, 1):
-        left = merged_layer(name, base[name], problem)
-        kept, saved = saved_layer(left, base[name], problem, factored=config.factored)
+        layer = solve_layer(name, base[name], problem)
+        kept, saved = saved_layer(layer, problem, factored=config.factored)
         if isinstance(kept, Tensor):
             weights[name] = kept
         else:
             thin[name] = kept
-        report += layer_report(name, base[name], left, saved, problem, conditions)
+        report += layer_report(layer, saved, problem, conditions)
         progress(number, len(names), "layers merged")
     weights |= mean_queries_and_outputs(problem.targets, base)
     tokens, concepts = union_of_tokens(problem.targets)

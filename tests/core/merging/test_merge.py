@@ -11,7 +11,7 @@ from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import MergeConfig, Runtime, SampleConfig
 from customdiff_core.delta import Delta
-from customdiff_core.errors import DeltaError, MergeError
+from customdiff_core.errors import ConfigError, DeltaError, MergeError
 from customdiff_core.finetuning.components import load_encoders, load_unet_weights
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, KEYS_AND_VALUES
 from customdiff_core.lineage import Lineage, Taught
@@ -240,6 +240,21 @@ def test_a_layer_too_few_and_one_too_many_are_named(chain, base):
     wrong = dataclasses.replace(delta, weights={**delta.weights, name: torch.zeros(2, 768)})
     with pytest.raises(DeltaError, match=r"\(2, 768\), which does not fit the base model's UNet, need \(\d+, 192\)"):
         check_mergeable(wrong, base)
+
+
+def test_a_target_prompt_must_have_a_place_for_the_concept(chain, dog_delta):
+    with pytest.raises(ConfigError, match=r"merge.prompts: found 0 placeholders in 'a cat', need exactly one \{\}"):
+        run(chain, (chain.delta, dog_delta), prompts=("{}", "a cat"))
+
+
+def test_more_target_prompts_are_more_constraints(chain, dog_delta, merged: Artifact):
+    more = run(chain, (chain.delta, dog_delta), prompts=("{}", "photo of a {}", "a {} on a blue background"))
+    count = {
+        name: int(tables.read(chain.store, one, "merge")["constraints"].max())
+        for name, one in (("a", merged), ("b", more))
+    }
+    assert count["b"] > count["a"]
+    assert (tables.read(chain.store, more, "merge")["constraint_error"] < 1e-8).all()
 
 
 def test_one_concept_is_no_merge(chain):
