@@ -32,9 +32,9 @@ def test_a_method_brings_its_own_settings_and_stated_ones_win() -> None:
     profile = profiles.get("openmoji")
     assert TrainOptions(method="textual-inversion").resolve(profile) == profile.training("textual-inversion")
     assert TrainOptions(method="dreambooth", steps=3).resolve(profile).steps == 3
-    sources = {name: RetrieveOptions().resolve(profile, name).source for name in methods.METHODS}
+    sources = {name: RetrieveOptions().resolve(profile, name).regularization for name in methods.METHODS}
     assert sources == {name: method.regularization for name, method in methods.METHODS.items()}
-    assert RetrieveOptions(source="none").resolve(profile, "dreambooth").source == "none"
+    assert RetrieveOptions(regularization="none").resolve(profile, "dreambooth").regularization == "none"
     assert not AugmentOptions().resolve(profile, "custom-diffusion-crossattn").random_resize
     assert AugmentOptions(random_resize=True).resolve(profile, "custom-diffusion-crossattn").random_resize
 
