@@ -80,7 +80,9 @@ def inspect(path: Path, profile: Profile, stated: Stated = Stated()) -> Inspecti
     except DeltaError as error:
         return Inspection(opened.format, delta, {}, str(error))
     changes = {name: relative_change(delta.whole(name, originals[name]), originals[name]) for name in sorted(originals)}
-    return Inspection(opened.format, delta, changes, _too_far(path, changes, originals))
+    # A file of this project knows its base by digest; only what a user states is told by the size of the change.
+    foreign = not isinstance(content, Delta)
+    return Inspection(opened.format, delta, changes, _too_far(path, changes, originals) if foreign else "")
 
 
 def _with_lineage(parts: Parts, opened: Opened, profile: Profile, stated: Stated) -> Delta:

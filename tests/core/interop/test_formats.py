@@ -435,6 +435,18 @@ def test_inspect_says_what_is_in_it_and_that_it_fits(chain, trained: Delta, base
     assert not own.delta.lineage.base_stated
 
 
+def test_a_large_change_of_ones_own_is_no_other_base_model(chain, trained: Delta, tmp_path: Path):
+    """A merge of strongly trained concepts can move weights by more than a fine-tuning does; its base is known by digest."""
+    far = {
+        name: tensor + tensor.norm() * torch.nn.functional.normalize(torch.randn_like(tensor), dim=(0, 1))
+        for name, tensor in trained.weights.items()
+    }
+    deltas.save(tmp_path / deltas.FILE, dataclasses.replace(trained, weights=far))
+    found = inspect(tmp_path / deltas.FILE, chain.profile)
+    assert max(found.changes.values()) > 0.5
+    assert not found.problem
+
+
 def test_weights_of_another_base_model_are_too_far(chain, trained: Delta, base: Base, tmp_path: Path):
     other = {name: torch.randn_like(tensor) * tensor.std() for name, tensor in trained.weights.items()}
     torch.save({"unet": other, "modifier_token": {}}, tmp_path / "delta.bin")
