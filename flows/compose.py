@@ -7,7 +7,6 @@ from prefect import flow
 
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
-from customdiff_core.concepts import Concept
 from flows.customize import taught
 from flows.inputs import is_file, taken
 from flows.merge import merged
@@ -45,14 +44,20 @@ def compose(
         model: the base model.
     """
     profile, runtime = model.resolve(), model.runtime
-    wanted: list[Concept] = [concepts.load(name) for name in compose if not is_file(name)]
+    loaded = {name: concepts.load(name) for name in compose if not is_file(name)}
+    wanted = tuple(loaded.values())
     plans = (RetrieveOptions(), AugmentOptions(), runtime)
-    parts = [taught((one,), profile, "joint", train, *plans) for one in wanted]
-    parts += [taken(name, profile, imported.stated()) for name in compose if is_file(name)]
-    delta = merged(tuple(parts), merge, profile, runtime)
+
+    parts = tuple(
+        taught((loaded[name],), profile, "joint", train, *plans)
+        if name in loaded
+        else taken(name, profile, imported.stated())
+        for name in compose
+    )
+    delta = merged(parts, merge, profile, runtime)
     if len(wanted) < 2:  # nothing to compare an imported concept's pictures with
         return delta
     subjects = {"merged": delta}
     if beside_joint:
-        subjects["joint"] = taught(tuple(wanted), profile, "joint", train, *plans)
-    return shown_together(tuple(wanted), subjects, profile, evaluate, runtime)
+        subjects["joint"] = taught(wanted, profile, "joint", train, *plans)
+    return shown_together(wanted, subjects, profile, evaluate, runtime)
