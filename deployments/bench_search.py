@@ -24,7 +24,8 @@ from rich.table import Table
 
 from customdiff_core.config import BuildConfig, Runtime
 from customdiff_core.profiles import EncoderSource
-from customdiff_core.retrieval.building import ROW_GROUP, build_folder
+from customdiff_core.retrieval.building import build_folder
+from customdiff_core.retrieval.captioned import ROW_GROUP
 from customdiff_core.retrieval.faiss_index import EMBEDDINGS
 from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.settings import REPOSITORY, Settings

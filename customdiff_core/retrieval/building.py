@@ -9,7 +9,6 @@ it is whole, and whatever else a crash left of a part is made again.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
@@ -25,22 +23,27 @@ from filelock import FileLock, Timeout
 from customdiff_core import images
 from customdiff_core.artifacts import write_atomic
 from customdiff_core.config import BuildConfig, Runtime
-from customdiff_core.errors import FetchError, ImageError, RetrievalError
+from customdiff_core.errors import RetrievalError
 from customdiff_core.profiles import EncoderSource
 from customdiff_core.progress import Progress, silent
 from customdiff_core.recipes import digest_of, settings
+from customdiff_core.retrieval.captioned import (
+    ROW_GROUP,
+    Row,
+    downloaded,
+    link,
+    prepare_links,
+    read_pairs,
+    rows_of,
+)
 from customdiff_core.retrieval.encoder import Encoder
 from customdiff_core.retrieval.faiss_index import EMBEDDINGS, build_faiss
-from customdiff_core.retrieval.img2dataset import allowed, download, finished
-from customdiff_core.retrieval.metadata import Metadata, Vectors, columns_of, plain
+from customdiff_core.retrieval.img2dataset import download, finished
+from customdiff_core.retrieval.metadata import Metadata, Vectors
 from customdiff_core.weights import encoder_digest
 
-ROW_GROUP = 1024  # rows that are read for one of them
 SAMPLE = 256  # vectors whose length is checked
 UNIT = 0.02  # that a unit vector's length may be off, in half precision
-KEPT = ("caption", "url", "nsfw", "watermark")
-
-Row = dict[str, Any]
 
 
 def build_folder(
@@ -129,10 +132,10 @@ def _embedder(work: Path, encoder: EncoderSource, runtime: Runtime) -> Embedder:
 def _from_urls(
     source: Path, work: Path, config: BuildConfig, embedder: Embedder, runtime: Runtime, progress: Progress
 ) -> Row:
-    total, refused = _prepare_links(source, work / "links")
+    total, refused = prepare_links(source, work / "links")
     if config.captions_only:
-        links = sorted((work / "links").glob("*.parquet"))
-        rows = (row for part in links for row in _rows_of(part))
+        listed = sorted((work / "links").glob("*.parquet"))
+        rows = (row for part in listed for row in rows_of(part))
         for number, part in enumerate(_chunks(rows, config.shard)):
             if not embedder.done(f"{number:05d}"):
                 embedder.embed(f"{number:05d}", part, None)
@@ -144,7 +147,7 @@ def _from_urls(
         for shard in finished(work / "shards"):
             if shard.exists():
                 if not embedder.done(shard.stem):
-                    rows, pictures = _downloaded(shard)
+                    rows, pictures = downloaded(shard)
                     embedder.embed(shard.stem, rows, pictures)
                 shard.unlink()
 
@@ -169,7 +172,7 @@ def _from_folder(
     damaged: list[str] = []
     for number, part in enumerate(_chunks(pairs, config.shard)):
         if not embedder.done(f"{number:05d}"):
-            rows, pictures = _read_pairs(part, source, work, damaged)
+            rows, pictures = read_pairs(part, source, work, damaged)
             embedder.embed(f"{number:05d}", rows, pictures)
         progress(min((number + 1) * config.shard, len(pairs)), len(pairs), "images embedded")
     return {"images": len(paths), "without_caption": len(paths) - len(pairs), "damaged": damaged}
@@ -184,7 +187,7 @@ def _from_embeddings(
     for name in ("metadata", *EMBEDDINGS.values()):
         for path in sorted((source / name).glob("*.*")):
             (work / name).mkdir(exist_ok=True)
-            _link(path, work / name / path.name)
+            link(path, work / name / path.name)
     return {"source": str(source)}
 
 
@@ -202,103 +205,6 @@ def _check_settings(work: Path, source: Path, config: BuildConfig, encoder: Enco
             f"index {work}: found it half built from another source or with other settings, need the same; remove it to begin anew"
         )
     write_atomic(path, json.dumps(own).encode())
-
-
-def _prepare_links(source: Path, folder: Path) -> tuple[int, int]:
-    """Write url, caption and scores under their own names, without what is no web link; return how many, and how many not."""
-    folder.mkdir(exist_ok=True)
-    parts = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-    if not parts:
-        raise RetrievalError(f"{source}: found no *.parquet, need links and captions; correct the path")
-    counts = [0, 0]
-    for number, part in enumerate(parts):
-        path = folder / f"{number:05d}.parquet"
-        if not path.exists():
-            _write_links(part, path)
-        metadata = pq.read_metadata(path)
-        counts[0] += metadata.num_rows
-        counts[1] += int(metadata.metadata[b"refused"])
-    if not counts[0]:
-        raise RetrievalError(
-            f"{source}: found no link of the web among {counts[1]}, need http or https; correct the column url"
-        )
-    return counts[0], counts[1]
-
-
-def _write_links(part: Path, path: Path) -> None:
-    columns = columns_of(pq.read_schema(part).names)
-    if missing := {"caption", "url"} - set(columns):
-        raise RetrievalError(f"{part}: found no column {missing.pop()}, need url and caption; rename its columns")
-    kept = [name for name in KEPT if name in columns]
-    tables: list[Any] = []
-    refused = 0
-    with pq.ParquetFile(part, memory_map=True) as file:
-        for batch in file.iter_batches(65_536, columns=[columns[name] for name in kept]):
-            rows = plain(batch.to_pandas(), columns)[kept]
-            good = rows[[bool(row[0]) and _allowed(row[1]) for row in zip(rows["caption"], rows["url"], strict=True)]]
-            refused += len(rows) - len(good)
-            tables.append(pa.Table.from_pandas(good, preserve_index=False))
-    table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata({"refused": str(refused)})
-    pq.write_table(table, path.with_suffix(".tmp"), compression="zstd", row_group_size=ROW_GROUP)
-    path.with_suffix(".tmp").rename(path)
-
-
-def _allowed(url: str) -> bool:
-    try:
-        allowed(url)
-    except FetchError:
-        return False
-    return True
-
-
-def _rows_of(part: Path) -> Iterator[Row]:
-    with pq.ParquetFile(part) as file:
-        for batch in file.iter_batches(ROW_GROUP):
-            yield from batch.to_pylist()
-
-
-def _downloaded(shard: Path) -> tuple[list[Row], list[bytes]]:
-    """The rows of a shard that have a picture which decodes, and the pictures."""
-    table = pd.read_parquet(shard)
-    good: list[Row] = []
-    pictures: list[bytes] = []
-    for row in table.query("status == 'success'").to_dict("records"):
-        try:
-            images.decode(row["jpg"], "downloaded")
-        except ImageError:
-            continue
-        good.append({name: row[name] for name in KEPT if name in row})
-        pictures.append(row["jpg"])
-    return good, pictures
-
-
-def _read_pairs(paths: Sequence[Path], source: Path, work: Path, damaged: list[str]) -> tuple[list[Row], list[bytes]]:
-    rows: list[Row] = []
-    pictures: list[bytes] = []
-    for path in paths:
-        try:
-            data = images.read_picture(path, source)
-            images.decode(data, path.name)
-        except ImageError as error:
-            damaged.append(str(error))
-            continue
-        name = Path("images") / path.relative_to(source)
-        (work / name).parent.mkdir(parents=True, exist_ok=True)
-        _link(path, work / name)
-        caption = " ".join(path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").split())
-        rows.append({"caption": caption, "url": "", "image_path": name.as_posix()})
-        pictures.append(data)
-    return rows, pictures
-
-
-def _link(path: Path, to: Path) -> None:
-    """Give a file a second name, or copy it where disks differ."""
-    if to.exists():
-        return
-    try:
-        os.link(path.resolve(), to)
-    except OSError:
-        shutil.copy(path, to)
 
 
 def _count(work: Path) -> None:

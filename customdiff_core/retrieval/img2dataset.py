@@ -25,12 +25,14 @@ from customdiff_core import tables
 from customdiff_core.config import FetchConfig, Runtime
 from customdiff_core.errors import FetchError, ImageError, RetrievalError
 from customdiff_core.progress import Progress
+from customdiff_core.recipes import PACKAGE
 from customdiff_core.retrieval.addresses import check_address, check_link
 from customdiff_core.retrieval.decoder import Decoders
 from customdiff_core.retrieval.download import AGENT
 from customdiff_core.retrieval.fetch import Attempt, Link, Shelf
 from customdiff_core.settings import Settings
 
+PROCESS = "customdiff_core.retrieval.img2dataset_process"
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
 SHARD = 1000  # links: what a crash costs
@@ -158,14 +160,13 @@ def download(
         **({"disable_all_reencoding": True} if image_size is None else scale),
     }
     log = folder.parent / "img2dataset.log"
-    program = "import json, sys; from img2dataset import download\nif __name__ == '__main__': download(**json.loads(sys.argv[1]))"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, json.dumps(options)],
+            [sys.executable, "-m", PROCESS, json.dumps(options)],
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"},
+            env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "PYTHONPATH": str(PACKAGE.parent)},
         )
         try:
             while process.poll() is None:

@@ -46,13 +46,17 @@ class Metadata:
                 f"index {folder.parent}: found no metadata/*.parquet, need the captions; copy the folder again"
             )
         _check_order(self.parts)
-        footers = [_footer(part) for part in self.parts]
-        self.columns = columns_of(footers[0].schema.to_arrow_schema().names)
-        for part, footer in zip(self.parts, footers, strict=True):
-            _check_columns(part, columns_of(footer.schema.to_arrow_schema().names), self.columns)
-        sizes = [[footer.row_group(group).num_rows for group in range(footer.num_row_groups)] for footer in footers]
-        self._groups = [np.cumsum(np.asarray(one, np.int64)) for one in sizes]  # where each ends in its part
-        self.part_rows = [footer.num_rows for footer in footers]
+        self.columns: dict[str, str] = {}
+        self.part_rows: list[int] = []
+        self._groups: list[Ids] = []  # where each row group ends in its part
+        for part in self.parts:  # one footer at a time: those of two billion rows are gigabytes
+            footer = _footer(part)
+            columns = columns_of(footer.schema.to_arrow_schema().names)
+            self.columns = self.columns or columns
+            _check_columns(part, columns, self.columns)
+            sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+            self._groups.append(np.cumsum(np.asarray(sizes, np.int64)))
+            self.part_rows.append(footer.num_rows)
         self._ends: Ids = np.cumsum(np.asarray(self.part_rows, np.int64))
 
     def __len__(self) -> int:

@@ -1,9 +1,12 @@
 """Retrieval as a person runs it: an index of one's own from links, and a backend that dies in the middle."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import faiss
@@ -20,7 +23,7 @@ from customdiff_core.retrieval.fetch import Link, Shelf
 from deployments.backend import running
 from deployments.web import Web, serving
 
-from .conftest import SMALL, Stack
+from .conftest import REPOSITORY, SMALL, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 LINKS = 5000
@@ -91,7 +94,7 @@ def test_a_backend_killed_in_the_middle_is_a_clear_failure_and_a_retry_goes_on(
     with running(index, tmp_path / "back") as (url, process):
         served.latency = 1.5  # while the first round waits for its links
         run = stack.start("customize/cat", **SMALL, retrieve=retrieval | {"deepest": 800}, model={"backend": url})
-        _until_asked(served, "/half")
+        _until(lambda: any(path.startswith("/half") for path in list(served.asked)))
         os.killpg(process.pid, signal.SIGKILL)
         failed = stack.wait(run)
         served.latency = 0.0
@@ -131,6 +134,45 @@ def test_img2dataset_is_the_other_fetcher(
     assert not [one for one in left if "img2dataset" in " ".join(one.cmdline())]
 
 
+def test_a_killed_build_goes_on_after_its_last_whole_shard(
+    web: tuple[str, Web], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed with no chance to clean up: its downloads end with it, and what it embedded is not made again."""
+    monkeypatch.setenv("CUSTOMDIFF_ALLOW_LOOPBACK", "true")
+    base, served = web
+    links, out = write_links(tmp_path / "links.parquet", base, 300), tmp_path / "index"
+    program = (
+        "import sys; from pathlib import Path; from customdiff_core import profiles\n"
+        "from customdiff_core.config import BuildConfig\n"
+        "from customdiff_core.retrieval.building import build_folder\n"
+        "if __name__ == '__main__': build_folder(Path(sys.argv[1]), Path(sys.argv[2]), BuildConfig(kind='urls', shard=50),"
+        " profiles.get('openmoji').retrieval_encoder)"
+    )
+    served.latency = 0.8
+    process = subprocess.Popen([sys.executable, "-c", program, str(links), str(out)], cwd=REPOSITORY)
+    metadata = tmp_path / "index.building" / "metadata"
+    _until(lambda: metadata.exists() and len(list(metadata.glob("*.parquet"))) >= 2)
+    downloads = [one for one in psutil.Process(process.pid).children(recursive=True) if one.is_running()]
+    process.kill()
+    process.wait()
+    served.latency = 0.0
+    _until(lambda: not any(_alive(one) for one in downloads))
+    before = {path.name: path.stat().st_mtime_ns for path in metadata.glob("*.parquet")}
+    assert 2 <= len(before) < 6
+    subprocess.run([sys.executable, "-c", program, str(links), str(out)], cwd=REPOSITORY, check=True, timeout=200)
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "metadata").glob("*.parquet")}
+    assert before.items() <= after.items()
+    assert len(after) == 6
+    assert json.loads((out / "report.json").read_text())["rows"] == 270
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _half_dead_index(folder: Path, base: str) -> Path:
     folder.mkdir()
     words = [f"photo of a cat number {number}" for number in range(1500)]
@@ -144,8 +186,8 @@ def _half_dead_index(folder: Path, base: str) -> Path:
     return folder
 
 
-def _until_asked(served: Web, start: str) -> None:
+def _until(happened: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 200
-    while not any(path.startswith(start) for path in list(served.asked)):
+    while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.1)
