@@ -1,15 +1,13 @@
 """Forget a picture that somebody asks to be removed.
 
-python -m deployments.forget https://host/picture.jpg          # says what would go
-python -m deployments.forget https://host/picture.jpg --yes    # removes it
+customdiff forget https://host/picture.jpg          # says what would go
+customdiff forget https://host/picture.jpg --yes    # removes it
 """
 
 from typing import Annotated
 from uuid import UUID
 
 import typer
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from rich.console import Console
 from rich.markup import escape
 
@@ -46,6 +44,9 @@ def _forget_pages(found: Forgotten) -> str:
     runs = [UUID(producer.rsplit("(", 1)[-1].rstrip(")")) for producer in found.producers if producer != "library"]
     if not runs:
         return "no run of the UI used it"
+    from prefect.client.orchestration import get_client  # here: the other commands start without a server's library
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
     try:
         with get_client(sync_client=True) as client:
             pages = client.read_artifacts(
@@ -56,7 +57,3 @@ def _forget_pages(found: Forgotten) -> str:
     except Exception as error:
         return f"pages in the UI: found no server ({type(error).__name__}), need it to remove them; start it and run this again"
     return f"removed {len(pages)} pages of the UI"
-
-
-if __name__ == "__main__":
-    typer.run(forget)

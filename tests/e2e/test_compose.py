@@ -12,7 +12,7 @@ from customdiff_core import tables
 from .conftest import Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
-CUSTOMDIFF = (sys.executable, "-m", "customdiff_core.cli.app")
+CUSTOMDIFF = (sys.executable, "-m", "deployments.cli")
 PAIR = {
     "train": {"steps": 20},
     "evaluate": {"prompts": ["a {0} and a {1}", "a {1} and a {0} on a red background"], "seeds": 2},
