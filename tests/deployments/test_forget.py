@@ -41,7 +41,7 @@ def test_pages_that_cannot_be_removed_are_said(app, tmp_path: Path, monkeypatch:
     def away(**_: object):
         raise ConnectionError("away")
 
-    monkeypatch.setattr(command, "get_client", away)
+    monkeypatch.setattr("prefect.client.orchestration.get_client", away)
     make(Store(tmp_path, producer="customize-cat (6a3d2a52-5f0e-4a53-8a6c-4a3d2c1b0a99)"), "regularization", "x", URL)
     done = CliRunner().invoke(app, [URL, "--yes"])
     assert "found no server (ConnectionError), need it to remove them" in " ".join(done.output.split())
