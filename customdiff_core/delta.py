@@ -39,17 +39,21 @@ class Delta:
         """The UNet's parameters that it changes."""
         return {*self.weights, *self.factors}
 
-    def change(self, name: str, base: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """What it adds to a layer's outputs on text features: (n, D_out), float64, of (n, D_in).
+    def change(self, name: str, features: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+        """What it adds to a layer's outputs on text features: (n, D_out), float64.
 
-        A factored change is never multiplied out.
+        A factored change is never multiplied out, and of a whole weight no difference as large as itself is made: float64
+        has the digits for that of the outputs.
+
+        Args:
+            name: of the weight.
+            features: (n, D_in), float64.
+            plain: (n, D_out) the base model's outputs on them.
         """
-        features = features.double()
         if name in self.factors:
             left, right = (factor.double() for factor in self.factors[name])
             return features @ right.T @ left.T
-        # Two thin products instead of a difference as large as the weight: float64 has the digits for it.
-        return features @ self.weights[name].double().T - features @ base.double().T
+        return features @ self.weights[name].double().T - plain
 
     def whole(self, name: str, base: torch.Tensor) -> torch.Tensor:
         """A changed weight, in the base's type."""

@@ -29,10 +29,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Layer:
-    """A solved layer: W0 (float64), what each concept wants added to the outputs on its rows, and W - W0 = left p."""
+    """A solved layer: W0 (float64), its outputs on each concept's rows, what each wants added to them, and W - W0 = left p."""
 
     name: str
     base: Tensor
+    plain: Sequence[Tensor]
     wanted: Sequence[Tensor]
     left: Tensor
 
@@ -40,9 +41,11 @@ class Layer:
 def solve_layer(name: str, base: Tensor, problem: Problem) -> Layer:
     """Solve a layer with weight base (D_out, D_in)."""
     base = base.double()
-    wanted = [_wanted(one, name, base) for one in problem.targets]
+    outputs = torch.cat([one.features for one in problem.targets]) @ base.T
+    plain = outputs.split([len(one.features) for one in problem.targets])
+    wanted = [_wanted(one, name, part) for one, part in zip(problem.targets, plain, strict=True)]
     e = torch.cat([change[mask] for change, mask in zip(wanted, problem.kept, strict=True)])
-    return Layer(name, base, wanted, merged_change(e, problem.c_target, problem.solution)[0])
+    return Layer(name, base, plain, wanted, merged_change(e, problem.c_target, problem.solution)[0])
 
 
 def saved_layer(layer: Layer, problem: Problem, *, factored: bool) -> tuple[Tensor | Factors, Tensor]:
@@ -60,8 +63,7 @@ def layer_report(layer: Layer, saved: Tensor, problem: Problem, conditions: Mapp
     residual = problem.solution.residual(left, problem.captions)
     moved = float(((left.T @ left) * (p @ p.T)).sum().clamp(min=0).sqrt() / layer.base.norm())  # ||left p|| / ||W0||
     rows: list[tables.Row] = []
-    for target, kept, change in zip(problem.targets, problem.kept, layer.wanted, strict=True):
-        plain = target.features @ layer.base.T
+    for target, kept, plain, change in zip(problem.targets, problem.kept, layer.plain, layer.wanted, strict=True):
         wanted, found = plain + change, plain + (target.features @ p.T) @ left.T
         rows.append(
             {
@@ -81,11 +83,11 @@ def layer_report(layer: Layer, saved: Tensor, problem: Problem, conditions: Mapp
     return rows
 
 
-def _wanted(target: Targets, name: str, base: Tensor) -> Tensor:
+def _wanted(target: Targets, name: str, plain: Tensor) -> Tensor:
     """s (W - W0) c of a concept's rows: (n, D_out); zero where only its token was trained."""
     if name not in target.delta.names:
-        return target.features.new_zeros(len(target.features), len(base))
-    return target.strength * target.delta.change(name, base, target.features)
+        return torch.zeros_like(plain)
+    return target.strength * target.delta.change(name, target.features, plain)
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

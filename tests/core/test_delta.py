@@ -142,8 +142,10 @@ def test_a_factored_change_is_that_of_its_product(components, trained: Delta):
     factored = replaced(trained, weights={}, factors={name: (left, right)})
     features = torch.randn(5, base.shape[1])
     whole = replaced(trained, weights={name: base + left @ right})
+    rows = features.double()
+    plain = rows @ base.double().T
     torch.testing.assert_close(
-        factored.change(name, base, features), whole.change(name, base, features), atol=1e-4, rtol=1e-4
+        factored.change(name, rows, plain), whole.change(name, rows, plain), atol=1e-4, rtol=1e-4
     )
     deltas.apply(components, factored)
     torch.testing.assert_close(components.unet.state_dict()[name], base + left @ right, atol=1e-5, rtol=1e-5)
