@@ -89,6 +89,7 @@ def _autofaiss(embeddings: Path, path: Path, key: str, memory: str) -> None:
     """Build into a temporary file, since autofaiss may end without an index and without an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of its command line's library
+        import faiss
         from autofaiss import build_index
 
     temporary = path.with_suffix(".tmp")
@@ -96,6 +97,7 @@ def _autofaiss(embeddings: Path, path: Path, key: str, memory: str) -> None:
     if found := re.search(r"IVF(\d+)", key):  # stated, since autofaiss would search for a number by trying
         probes = probed(int(found[1]))
         options["index_param"] = f"nprobe={probes}" + (f",quantizer_efSearch={2 * probes}" if "HNSW" in key else "")
+    threads = faiss.omp_get_max_threads()
     build_index(
         str(embeddings),
         index_path=str(temporary),
@@ -109,6 +111,7 @@ def _autofaiss(embeddings: Path, path: Path, key: str, memory: str) -> None:
         verbose=logging.ERROR,
         **options,
     )
+    faiss.omp_set_num_threads(threads)  # autofaiss leaves its own number behind, for PyTorch in this process too
     if not temporary.exists():
         raise RetrievalError(
             f"{path}: found no index after autofaiss ended, need more memory than {memory}; free some or give another index_key"

@@ -130,8 +130,7 @@ def test_img2dataset_is_the_other_fetcher(
     assert errors[1] == "HTTP Error 404: Not Found"
     assert "X-Robots-Tag" in errors[2]
     assert "need a public one" in errors[5]
-    left = psutil.Process().children(recursive=True)
-    assert not [one for one in left if "img2dataset" in " ".join(one.cmdline())]
+    assert not [command for command in _commands() if "img2dataset" in command]
 
 
 def test_a_killed_build_goes_on_after_its_last_whole_shard(
@@ -191,3 +190,14 @@ def _until(happened: Callable[[], bool]) -> None:
     while not happened():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def _commands() -> list[str]:
+    """The command lines of the processes that this one started and that still run."""
+    found: list[str] = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            found.append(" ".join(process.cmdline()))
+        except psutil.Error:  # ended, or ended and not yet waited for
+            continue
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from customdiff_core.config import BuildConfig, RetrieveConfig
@@ -60,6 +61,7 @@ def test_captions_alone_need_no_download(links: Path, openmoji, tmp_path: Path):
     assert not (out / "image.index").exists()
     assert len(list((out / "metadata").iterdir())) == 3
     assert not (tmp_path / "out.building").exists()
+    assert torch.get_num_threads() == 1  # as it was: other computations in this process are not to change
 
 
 def test_a_folder_of_pictures_and_captions(pairs: Path, openmoji, cat, store, tmp_path: Path):
