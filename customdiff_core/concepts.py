@@ -1,7 +1,6 @@
 """A concept: a folder with a `concept.yaml`, a few pictures in `images/` and, if there are any, others in `held_out/`
 that training never sees and evaluation compares with."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from customdiff_core import images
 from customdiff_core.config import Frozen
-from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError
+from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError, did_you_mean
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -111,11 +110,9 @@ def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = No
     """
     known = names(data)
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ConceptError(
-            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; {hint}a new one is a folder "
-            f"{_root(data) / name} with concept.yaml and images/"
+            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; a new one is a folder "
+            f"{_root(data) / name} with concept.yaml and images/{did_you_mean(name, known)}"
         )
     concept = load_folder(_root(data) / name, prompts)
     _check_unshared(concept, known, data)

@@ -21,6 +21,9 @@
 Texts follow one form: `<what>: found <value>, need <value>; <remedy>`.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class CustomDiffusionError(Exception):
     """Base of all errors raised on purpose; its text is written for the person who reads it."""
@@ -97,3 +100,9 @@ class WorldError(CustomDiffusionError):
 
 class ServiceError(CustomDiffusionError):
     """The local Prefect server, work pool or worker cannot do its work."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error's text, "; did you mean 'cat'?", or nothing when no known name is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.3)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -76,7 +76,7 @@ def model_digest(source: ModelSource) -> str:
     files = [folder / name for name in (*NEEDED, *second[1:])]
     files += [path for part in (*COMPONENTS, *second[:1]) for path in sorted((folder / part).glob("*.*"))]
     wanted = [path for path in files if path.suffix in (".json", ".txt", ".safetensors")]
-    return digest_of([[path.relative_to(folder).as_posix(), _hash(path)] for path in wanted])
+    return digest_of([[path.relative_to(folder).as_posix(), file_digest(path)] for path in wanted])
 
 
 def encoder_digest(source: EncoderSource) -> str:
@@ -86,7 +86,9 @@ def encoder_digest(source: EncoderSource) -> str:
     config, weights = encoder_files(source)
     # The tokenizer's folder is named in the config, relative to it; what it holds belongs to the model.
     tokenizer = (source.path / json.loads(config.read_text())["text_cfg"]["hf_tokenizer_name"]).resolve()
-    return digest_of([_hash(path) for path in (config, weights, tokenizer / "vocab.json", tokenizer / "merges.txt")])
+    return digest_of(
+        [file_digest(path) for path in (config, weights, tokenizer / "vocab.json", tokenizer / "merges.txt")]
+    )
 
 
 def encoder_files(source: EncoderSource) -> tuple[Path, Path]:
@@ -165,14 +167,14 @@ def _hub_folder(source: ModelSource) -> Path:
         ) from error
 
 
-def _hash(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; hashed once a process, as long as it does not change."""
     stat = path.stat()
-    return _hash_cached(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    return _digest_of_state(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @cache
-def _hash_cached(path: Path, size: int, mtime: int) -> str:
-    """Hash a file once a process, as long as it does not change."""
+def _digest_of_state(path: Path, size: int, mtime: int) -> str:
     del size, mtime
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,3 @@ from customdiff_core.cli.training import compose, evaluate, train
 app = typer.Typer(help="Teach a text-to-image model concepts, merge them, draw them.", no_args_is_help=True)
 for command in (train, compose, generate, convert, compress, inspect, evaluate):
     app.command()(command)
-
-if __name__ == "__main__":
-    app()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from customdiff_core import figures, stages, tables
 from customdiff_core.artifacts import Artifact, Store
@@ -28,11 +27,11 @@ from customdiff_core.errors import StoreError
 from customdiff_core.evaluation.results import (
     PromptRow,
     compare,
-    interval,
     number,
     picture,
     side_by_side,
     sources,
+    template,
     views,
     when,
 )
@@ -99,9 +98,7 @@ def render(concept: Concept, chain: dict[str, Artifact], profile: Profile, store
     """Return the page's HTML; captions and names are escaped, since nobody vouches for them."""
     metrics = chain["metrics"]
     table = tables.read(store, metrics, "metrics")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval}
-    page = environment.from_string(stages.REPORT_TEMPLATE.read_text(encoding="utf-8"))
+    page = template(stages.REPORT_TEMPLATE)
     evaluation = store.manifest(metrics).recipe.config
     rows = side_by_side(metrics, store)
     return page.render(

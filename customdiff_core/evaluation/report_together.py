@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 
 from customdiff_core import figures, stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
-from customdiff_core.evaluation.results import SEEDS_SHOWN, Cell, interval, number, picture, sources, when
+from customdiff_core.evaluation.results import SEEDS_SHOWN, Cell, picture, sources, template, when
 from customdiff_core.evaluation.together import PRESENCE
 from customdiff_core.profiles import Profile
 
@@ -50,9 +49,7 @@ def report_together(
 def render(concepts: tuple[Concept, ...], chain: dict[str, Artifact], profile: Profile, store: Store) -> str:
     """Return the page's HTML; prompts and names are escaped."""
     figures_of = chain["together"]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval}
-    page = environment.from_string(stages.TOGETHER_TEMPLATE.read_text(encoding="utf-8"))
+    page = template(stages.TOGETHER_TEMPLATE)
     recipe = store.manifest(figures_of).recipe
     table = tables.read(store, figures_of, "metrics")
     artifacts = chain | sources(figures_of, store)

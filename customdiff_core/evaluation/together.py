@@ -13,7 +13,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
-from customdiff_core.evaluation.evaluate import Judge
+from customdiff_core.evaluation.evaluate import Judge, grids_of
 from customdiff_core.evaluation.intervals import crossed_interval
 from customdiff_core.evaluation.presence import captions_of, shows_all, side_by_side
 from customdiff_core.profiles import Profile
@@ -115,15 +115,11 @@ def _present(judge: Judge, categories: Sequence[str], drawn: npt.NDArray[np.floa
 def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
     """Each metric of each subject, and its difference from the base model's, paired by prompt and seed."""
     rows: list[tables.Row] = []
-    for metric in scores.columns.difference(["prompt_id", "seed", "subject"], sort=False):
-        grids = {
-            str(subject): part.pivot_table(index="prompt_id", columns="seed", values=metric).to_numpy()
-            for subject, part in scores.groupby("subject", sort=False)
-        }
+    for metric, grids in grids_of(scores):
         grids |= {f"{name} - {BASE}": grid - grids[BASE] for name, grid in grids.items() if name != BASE}
         for subject, grid in grids.items():
             low, high = crossed_interval(grid[None], config.confidence)
-            rows.append(_row(subject, str(metric), float(grid.mean()), low, high, grid.size))
+            rows.append(_row(subject, metric, float(grid.mean()), low, high, grid.size))
     return rows
 
 

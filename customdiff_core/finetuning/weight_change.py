@@ -7,8 +7,6 @@ import torch
 from customdiff_core.delta import Delta
 from customdiff_core.tables import Row
 
-KINDS = ("cross-attention", "self-attention", "other")
-
 
 def layer_kind(name: str) -> str:
     """Sort a parameter by its diffusers name, as figure 3 does."""

@@ -19,7 +19,7 @@ from customdiff_core.interop.content import Base, Parts
 from customdiff_core.interop.formats import Opened, identify, read
 from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.profiles import Profile
-from customdiff_core.weights import model_digest
+from customdiff_core.weights import file_digest, model_digest
 
 LARGEST_CHANGE = (
     0.5  # of a base weight's norm; a fine-tuning moves a few hundredths, another base model's weights lie farther
@@ -130,8 +130,7 @@ def _digest(path: Path) -> str:
     for one in files:
         if not one.is_file():
             raise DeltaError(f"{one}: found no file, need trained weights; correct the path")
-        with one.open("rb") as file:
-            total.update(f"{one.name}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{one.name}\n{file_digest(one)}\n".encode())
     return total.hexdigest()
 
 

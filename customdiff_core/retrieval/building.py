@@ -10,10 +10,8 @@ it is whole, and whatever else a crash left of a part is made again.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +34,7 @@ from customdiff_core.retrieval.captioned import (
     read_pairs,
     rows_of,
 )
-from customdiff_core.retrieval.encoder import Encoder
+from customdiff_core.retrieval.encoder import Encoder, batches
 from customdiff_core.retrieval.faiss_index import EMBEDDINGS, build_faiss
 from customdiff_core.retrieval.img2dataset import download, finished
 from customdiff_core.retrieval.metadata import Metadata, Vectors
@@ -136,7 +134,7 @@ def _from_urls(
     if config.captions_only:
         listed = sorted((work / "links").glob("*.parquet"))
         rows = (row for part in listed for row in rows_of(part))
-        for number, part in enumerate(_chunks(rows, config.shard)):
+        for number, part in enumerate(batches(rows, config.shard)):
             if not embedder.done(f"{number:05d}"):
                 embedder.embed(f"{number:05d}", part, None)
             progress(min((number + 1) * config.shard, total), total, "captions embedded")
@@ -170,7 +168,7 @@ def _from_folder(
             f"{source}: found no image with a caption, need name.jpg beside name.txt; add the captions"
         )
     damaged: list[str] = []
-    for number, part in enumerate(_chunks(pairs, config.shard)):
+    for number, part in enumerate(batches(pairs, config.shard)):
         if not embedder.done(f"{number:05d}"):
             rows, pictures = read_pairs(part, source, work, damaged)
             embedder.embed(f"{number:05d}", rows, pictures)
@@ -229,9 +227,3 @@ def _count(work: Path) -> None:
         raise RetrievalError(
             f"{work}: found no embeddings, need {' or '.join(EMBEDDINGS.values())}; nothing was embedded"
         )
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, size)):
-        yield part

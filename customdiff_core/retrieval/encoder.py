@@ -52,12 +52,13 @@ class Encoder:
         with torch.inference_mode():
             parts = [
                 torch.nn.functional.normalize(encode(batch).float(), dim=-1).cpu().numpy()
-                for batch in _batches(items, self.batch_size)
+                for batch in batches(items, self.batch_size)
             ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Cut into lists of `size`, the last one perhaps shorter; of the items no more is held than one list."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -9,9 +9,7 @@
 | textual-inversion | nothing | new row | none | 5e-4 an image |
 """
 
-import difflib
-
-from customdiff_core.errors import ConfigError
+from customdiff_core.errors import ConfigError, did_you_mean
 from customdiff_core.finetuning.methods import (
     custom_diffusion,
     custom_diffusion_all,
@@ -40,7 +38,5 @@ def get(name: str) -> Method:
         ConfigError: for an unknown name, naming the nearest.
     """
     if name not in METHODS:
-        nearest = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.3)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ConfigError(f"method: found {name!r}, need one of {', '.join(METHODS)}{hint}")
+        raise ConfigError(f"method: found {name!r}, need one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
