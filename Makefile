@@ -30,6 +30,8 @@ check: .venv/.installed ## format, lint, types and import directions
 
 bench: .venv/.installed ## measure what the caches save, side by side
 	@$(PYTHON) -m deployments.bench
+	@$(PYTHON) -m deployments.bench_merge
+	@$(PYTHON) -m deployments.bench_step
 
 up: .venv/.installed ## start server, worker and file server, and deploy; safe to repeat
 	@$(PYTHON) -m deployments.local up

@@ -8,6 +8,7 @@ cropped and called "zoomed in" or "close up". The loss of a pasted view is maske
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,8 @@ def draw_view(number: int, pictures: int, config: AugmentConfig) -> View:
     """Draw the parameters of view `number`; the pictures take turns, so that each is seen equally often."""
     rng = numpy_rng("view", config.seed, number)
     side = config.resolution
+    if not config.random_resize:
+        return View(number % pictures, side, 0, 0, bool(rng.random() < config.flip_probability), "")
     if rng.random() < config.resize_probability:
         scale = int(rng.integers(math.ceil(side / 3), side + 1))
     else:
@@ -54,13 +57,13 @@ def draw_view(number: int, pictures: int, config: AugmentConfig) -> View:
     return View(number % pictures, scale, top, left, bool(rng.random() < config.flip_probability), prefix)
 
 
-def render_view(picture: Image.Image, view: View, side: int) -> Image.Image:
+def render_view(picture: Image.Image, view: View, side: int, empty: int = 127) -> Image.Image:
     """Make a view: (side, side) RGB. Pasted views lie on mid-grey, which is zero for the VAE: an empty canvas."""
     square = images.center_crop(picture)
     if view.flip:
         square = ImageOps.mirror(square)
     if view.scale < PASTE_BELOW * side:
-        canvas = Image.new("RGB", (side, side), (127, 127, 127))
+        canvas = Image.new("RGB", (side, side), (empty, empty, empty))
         canvas.paste(square.resize((view.scale, view.scale), Image.Resampling.LANCZOS), (view.left, view.top))
         return canvas
     if view.scale > side:
@@ -83,6 +86,13 @@ def latent_mask(view: View, side: int, cells: int) -> Mask:
     return mask
 
 
+def opaque_mask(alpha: Image.Image, view: View, mask: Mask, side: int) -> Mask:
+    """Narrow a view's mask to the cells that are mostly opaque in its picture; a mask that would be empty stays."""
+    rendered = render_view(alpha, view, side, empty=0).resize((mask.shape[1], mask.shape[0]), Image.Resampling.BOX)
+    narrowed = mask * (np.asarray(rendered, np.float32)[..., 0] > 127)
+    return narrowed if narrowed.any() else mask
+
+
 def _eroded(start: int, length: int, per_pixel: float, cells: int) -> slice:
     first, last = math.ceil(start * per_pixel) + 1, math.floor((start + length) * per_pixel) - 1
     if last > first:
@@ -93,7 +103,7 @@ def _eroded(start: int, length: int, per_pixel: float, cells: int) -> slice:
 
 def augment(
     concept: Concept,
-    regularization: Artifact,
+    regularization: Artifact | None,
     profile: Profile,
     config: AugmentConfig,
     *,
@@ -101,7 +111,7 @@ def augment(
     runtime: Runtime = Runtime(),
     progress: Progress = silent,
 ) -> Artifact:
-    """Make the training set: the concept's views and the regularization images, with prompts, masks and VAE latents.
+    """Make the training set: the concept's views and the regularization images, if any, with prompts, masks, VAE latents.
 
     Returns:
         A `training_set` artifact. examples.parquet has one row a view or regularization image; latents.safetensors
@@ -115,23 +125,30 @@ def augment(
     def produce(folder: Path) -> int:
         from customdiff_core.latents import encode_latents, save_latents
 
-        pictures = [images.decode(concept.read(picture), picture.name) for picture in concept.images]
+        files = [concept.read(picture) for picture in concept.images]
+        pictures = [images.decode(data, picture.name) for data, picture in zip(files, concept.images, strict=True)]
+        alphas = [images.opacity(data) if config.alpha_masks else None for data in files]
         views = [draw_view(number, len(pictures), config) for number in range(config.views)]
         side = config.resolution
         rendered = [render_view(pictures[view.picture], view, side) for view in views]
-        prior = tables.read(store, regularization, "regularization")
-        regular = [_square(images.open_trusted(data), side) for data in prior["image"]]
+        prior = tables.read(store, regularization, "regularization").to_dict("records") if regularization else []
+        regular = [_square(images.open_trusted(hit["image"]), side) for hit in prior]
         mean, logvar = encode_latents(rendered + regular, profile.model, runtime, progress)
-        masks = [latent_mask(view, side, mean.shape[-1]) for view in views]
+        masks = [_mask(view, alphas[view.picture], side, mean.shape[-1]) for view in views]
         masks += [np.ones_like(masks[0])] * len(regular)
         save_latents(folder / "latents.safetensors", mean, logvar, np.stack(masks)[:, None])
         rows = [
             _view_row(concept, view, image, row) for row, (view, image) in enumerate(zip(views, rendered, strict=True))
         ]
-        rows += [_prior_row(hit, row) for row, hit in enumerate(prior.to_dict("records"), len(views))]
+        rows += [_prior_row(hit, row) for row, hit in enumerate(prior, len(views))]
         return tables.write(folder / "examples.parquet", rows)
 
     return store.make(stages.augment(concept, regularization, profile, config), produce)
+
+
+def _mask(view: View, alpha: Image.Image | None, side: int, cells: int) -> Mask:
+    mask = latent_mask(view, side, cells)
+    return mask if alpha is None else opaque_mask(alpha, view, mask, side)
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:
@@ -154,7 +171,7 @@ def _view_row(concept: Concept, view: View, image: Image.Image, row: int) -> tab
     }
 
 
-def _prior_row(hit: dict[str, object], row: int) -> tables.Row:
+def _prior_row(hit: dict[Any, Any], row: int) -> tables.Row:
     return {
         "role": "regularization",
         "concept": "",

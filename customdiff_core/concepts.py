@@ -1,7 +1,6 @@
 """A concept: a folder with a `concept.yaml`, a few pictures in `images/` and, if there are any, others in `held_out/`
 that training never sees and evaluation compares with; `others/` holds look-alikes that it must not be taken for."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from customdiff_core import images
 from customdiff_core.config import Frozen
-from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError
+from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError, did_you_mean
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -112,11 +111,9 @@ def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = No
     """
     known = names(data)
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ConceptError(
-            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; {hint}a new one is a folder "
-            f"{_root(data) / name} with concept.yaml and images/"
+            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; a new one is a folder "
+            f"{_root(data) / name} with concept.yaml and images/{did_you_mean(name, known)}"
         )
     concept = load_folder(_root(data) / name, prompts)
     _check_unshared(concept, known, data)
@@ -173,6 +170,38 @@ def check_prompts(prompts: tuple[str, ...], what: str) -> None:
                 f"{what}: found {found} placeholders in {prompt!r}, need exactly one {PLACEHOLDER} where the concept goes; "
                 'for example "a {} on the beach"'
             )
+
+
+def prompts_together(count: int, prompts: Sequence[str] | None = None, data: Path | None = None) -> tuple[str, ...]:
+    """Return prompts for several concepts, with {0}, {1}, ... where they go.
+
+    Args:
+        count: how many concepts.
+        prompts: as stated; by default those of data/prompts/together-<count>.txt.
+        data: the folder with `prompts/`; by default the settings'.
+
+    Raises:
+        ConfigError: if there is no such file, or a prompt misses a concept.
+    """
+    folder = (data or Settings().data) / "prompts"
+    found = tuple(prompts) if prompts else read_prompts(folder, f"together-{count}.txt")
+    check_prompts_together(found, count)
+    return found
+
+
+def check_prompts_together(prompts: Sequence[str], count: int) -> None:
+    """Check that every prompt names every concept once.
+
+    Raises:
+        ConfigError: naming the first that does not.
+    """
+    for prompt in prompts:
+        for place in (f"{{{number}}}" for number in range(count)):
+            if prompt.count(place) != 1:
+                raise ConfigError(
+                    f"prompts: found {prompt.count(place)} of {place} in {prompt!r}, need each of {count} concepts once; "
+                    'for example "a {0} and a {1}"'
+                )
 
 
 def _check_unshared(concept: Concept, known: list[str], data: Path | None) -> None:

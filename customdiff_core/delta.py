@@ -1,89 +1,202 @@
-"""A delta: what one fine-tuning changed, as one safetensors file with its lineage.
+"""A delta: what one fine-tuning or merge changed, as one safetensors file with its lineage.
 
-Tensors are whole, under their diffusers names, and `modifier_token.<token>.text_encoder` holds each V*.
+A weight is kept whole under its diffusers name, or as the two thin factors of its change: `<name>.left` (D_out, r) and
+`<name>.right` (r, D_in), with W = W0 + left right. `modifier_token.<token>.<encoder>` holds each V*.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 
-from customdiff_core.errors import WeightsError
-from customdiff_core.finetuning.components import Components
-from customdiff_core.finetuning.modifier_token import add_modifier_tokens
+from customdiff_core.errors import DeltaError
+from customdiff_core.finetuning.components import Components, TextEncoder
+from customdiff_core.finetuning.modifier_token import add_modifier_tokens, embedding_table
+from customdiff_core.lineage import Lineage, from_metadata, to_metadata
 
-FORMAT = "customdiff-delta-1"
 TOKEN_PREFIX = "modifier_token."
-ENCODER = "text_encoder"
+LEFT, RIGHT = ".left", ".right"
+FILE = "delta.safetensors"
+
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Trained tensors by diffusers name, the modifier tokens' rows (D,), and where they come from."""
+    """Trained tensors by diffusers name, factored changes likewise, each token's row (D,) by text encoder, and lineage."""
 
     weights: Mapping[str, torch.Tensor]
-    tokens: Mapping[str, torch.Tensor]
-    metadata: Mapping[str, str]
+    tokens: Mapping[str, Mapping[str, torch.Tensor]]
+    lineage: Lineage
+    factors: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
+
+    @property
+    def names(self) -> set[str]:
+        """The UNet's parameters that it changes."""
+        return {*self.weights, *self.factors}
+
+    def change(self, name: str, features: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+        """What it adds to a layer's outputs on text features: (n, D_out), float64.
+
+        A factored change is never multiplied out, and of a whole weight no difference as large as itself is made: float64
+        has the digits for that of the outputs.
+
+        Args:
+            name: of the weight.
+            features: (n, D_in), float64.
+            plain: (n, D_out) the base model's outputs on them.
+        """
+        if name in self.factors:
+            left, right = (factor.double() for factor in self.factors[name])
+            return features @ right.T @ left.T
+        return features @ self.weights[name].double().T - plain
+
+    def whole(self, name: str, base: torch.Tensor) -> torch.Tensor:
+        """A changed weight, in the base's type."""
+        if name in self.weights:
+            return self.weights[name].to(base.dtype)
+        left, right = self.factors[name]
+        return torch.addmm(base, left.to(base), right.to(base))
 
 
 def save(path: Path, delta: Delta) -> None:
-    """Write a delta."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in delta.weights.items()}
-    tokens = {f"{TOKEN_PREFIX}{token}.{ENCODER}": row.detach().cpu().clone() for token, row in delta.tokens.items()}
-    path.write_bytes(_ordered(to_bytes(tensors | tokens, metadata={"format": FORMAT, **delta.metadata})))
+    """Write a delta; equal deltas give equal files."""
+    tensors: dict[str, torch.Tensor] = dict(delta.weights)
+    for name, (left, right) in delta.factors.items():
+        tensors |= {name + LEFT: left, name + RIGHT: right}
+    for token, rows in delta.tokens.items():
+        tensors |= {f"{TOKEN_PREFIX}{token}.{encoder}": row.clone() for encoder, row in rows.items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(_ordered(to_bytes(kept, metadata=to_metadata(delta.lineage))))
 
 
 def load(path: Path) -> Delta:
     """Read a delta.
 
     Raises:
-        WeightsError: if it is not one, or of a format this version does not know.
+        DeltaError: if it is not one, of a format this version does not know, or holds what is no number.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: found no readable safetensors ({error}), need a delta; copy it again") from error
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format", "no format")
-        raise WeightsError(
-            f"{path}: found {found}, need {FORMAT}; it was written by another program or a newer version"
+        raise DeltaError(f"{path}: found no readable safetensors ({error}), need a delta; copy it again") from error
+    lineage = from_metadata(metadata, str(path))
+    check_finite(tensors.items(), str(path))
+    tokens: dict[str, dict[str, torch.Tensor]] = {}
+    for name in [name for name in tensors if name.startswith(TOKEN_PREFIX)]:
+        token, encoder = name[len(TOKEN_PREFIX) :].rsplit(".", 1)
+        tokens.setdefault(token, {})[encoder] = tensors.pop(name)
+    factors = {name: _factors(name, tensors, path) for name in _factored(tensors)}
+    weights = {name: tensor for name, tensor in tensors.items() if not name.endswith((LEFT, RIGHT))}
+    return Delta(weights, tokens, _with_tokens(lineage, list(tokens)), factors)
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None:
+    """Check that a file holds numbers.
+
+    Raises:
+        DeltaError: naming the first tensor with NaN or infinity.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise DeltaError(f"{what}: found NaN or infinity in {name}, need numbers; train it again or copy it again")
+
+
+def check_base(delta: Delta, digest: str) -> None:
+    """Check that a delta belongs to a base model.
+
+    Raises:
+        DeltaError: naming both digests.
+    """
+    base = delta.lineage.base_digest
+    if base != digest:
+        raise DeltaError(
+            f"delta: found one trained on base model {base[:12] or 'unknown'}, need {digest[:12]}; load it on its own base"
         )
-    tokens = {name: tensor for name, tensor in tensors.items() if name.startswith(TOKEN_PREFIX)}
-    return Delta(
-        weights={name: tensor for name, tensor in tensors.items() if name not in tokens},
-        tokens={name[len(TOKEN_PREFIX) : -len(ENCODER) - 1]: row for name, row in tokens.items()},
-        metadata=metadata,
-    )
+
+
+def check_shapes(delta: Delta, base: Mapping[str, torch.Tensor]) -> None:
+    """Check that a delta's tensors fit a UNet's.
+
+    Raises:
+        DeltaError: naming the first that does not.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in delta.weights.items()}
+    shapes |= {name: (left.shape[0], right.shape[1]) for name, (left, right) in delta.factors.items()}
+    for name, shape in shapes.items():
+        if name not in base or tuple(base[name].shape) != shape:
+            need = f"{tuple(base[name].shape)}" if name in base else "no such layer"
+            raise DeltaError(
+                f"delta: found {name} {shape}, which does not fit the base model's UNet, need {need}; load it on its own base"
+            )
 
 
 def apply(components: Components, delta: Delta) -> None:
-    """Put a delta's weights and tokens into a base model.
+    """Put a delta's weights and tokens into a base model; a factored change is added in place, never multiplied out.
 
     Raises:
-        WeightsError: if it belongs to another base model, naming both digests, or its tensors do not fit.
+        DeltaError: if it belongs to another base model, naming both digests, or its tensors do not fit.
     """
-    base = delta.metadata.get("base_digest", "")
-    if base != components.digest:
-        raise WeightsError(
-            f"delta: found one trained on base model {base[:12]}, need {components.digest[:12]}; load it on its own base"
-        )
-    parameters = dict(components.unet.named_parameters())
+    check_base(delta, components.digest)
+    parameters: dict[str, torch.Tensor] = dict(components.unet.named_parameters())
+    check_shapes(delta, parameters)
     with torch.no_grad():
         for name, tensor in delta.weights.items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
-                raise WeightsError(
-                    f"delta: found {name} {tuple(tensor.shape)}, which does not fit the base model's UNet"
-                )
             parameters[name].copy_(tensor)
-        modified = add_modifier_tokens(components, list(delta.tokens), _initializers(delta))
-        modified.rows.copy_(torch.stack(list(delta.tokens.values())))
-    modified.requires_grad_(False)
+        for name, (left, right) in delta.factors.items():
+            parameters[name].addmm_(left.to(parameters[name]), right.to(parameters[name]))
+    add_tokens(components.encoders, delta)
+
+
+def add_tokens(encoders: Iterable[TextEncoder], delta: Delta) -> None:
+    """Teach text encoders a delta's tokens, frozen.
+
+    Raises:
+        DeltaError: if a token's row is missing or of another width.
+    """
+    for encoder in encoders if delta.tokens else ():
+        width = int(encoder.network.config.hidden_size)
+        for token, rows in delta.tokens.items():
+            found = rows[encoder.name].shape if encoder.name in rows else "none"
+            if found != (width,):
+                raise DeltaError(
+                    f"delta: found {token} with {'no row' if found == 'none' else f'a row of {tuple(found)}'} for "
+                    f"{encoder.name}, need ({width},); load it on its own base"
+                )
+        start = [encoder.tokenizer.eos_token] * len(delta.tokens)  # overwritten at once
+        modified = add_modifier_tokens(encoder, list(delta.tokens), [str(word) for word in start])
+        with torch.no_grad():
+            modified.rows.copy_(torch.stack([rows[encoder.name] for rows in delta.tokens.values()]))
+        embedding_table(encoder).requires_grad_(False)
+
+
+def _factored(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return [name.removesuffix(LEFT) for name in tensors if name.endswith(LEFT)]
+
+
+def _factors(name: str, tensors: Mapping[str, torch.Tensor], path: Path) -> Factors:
+    left, right = tensors[name + LEFT], tensors.get(name + RIGHT)
+    if right is None or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0]:
+        found = "nothing" if right is None else f"{tuple(right.shape)}"
+        raise DeltaError(
+            f"{path}: found {name}{RIGHT} {found}, need (r, D_in) beside {tuple(left.shape)}; copy it again"
+        )
+    return left, right
+
+
+def _with_tokens(lineage: Lineage, tokens: list[str]) -> Lineage:
+    """Format 1 names its one token in the tensors alone."""
+    concepts = tuple(
+        one if one.modifier_token or not tokens else one.model_copy(update={"modifier_token": tokens[0]})
+        for one in lineage.concepts
+    )
+    return lineage.model_copy(update={"concepts": concepts})
 
 
 def _ordered(data: bytes) -> bytes:
@@ -94,7 +207,3 @@ def _ordered(data: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text.ljust(-(-len(text) // 8) * 8)
     return len(padded).to_bytes(8, "little") + padded + data[8 + size :]
-
-
-def _initializers(delta: Delta) -> list[str]:
-    return json.loads(delta.metadata["initializer_tokens"])

@@ -52,7 +52,7 @@ def draw(mean: torch.Tensor, logvar: torch.Tensor, scale: float, generator: torc
 def save_latents(path: Path, mean: Array, logvar: Array, mask: Array) -> None:
     """Write a training set's latents and masks."""
     tensors = {"mean": torch.from_numpy(mean), "logvar": torch.from_numpy(logvar), "mask": torch.from_numpy(mask)}
-    save_file(tensors, path)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_latents(path: Path) -> dict[str, torch.Tensor]:

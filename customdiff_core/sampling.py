@@ -17,7 +17,7 @@ from customdiff_core import images, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime, SampleConfig
 from customdiff_core.devices import resolve_device
-from customdiff_core.finetuning.components import Components, Network, Schedule, load_components, load_vae
+from customdiff_core.finetuning.components import Components, Condition, Network, Schedule, load_components, load_vae
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import torch_generator
@@ -33,8 +33,8 @@ def make_sampler(components: Components, config: SampleConfig) -> Schedule:
 @torch.inference_mode()
 def sample_latents(
     components: Components,
-    condition: torch.Tensor,
-    empty: torch.Tensor,
+    condition: Condition,
+    empty: Condition,
     noise_names: Sequence[tuple[int, int]],
     config: SampleConfig,
 ) -> torch.Tensor:
@@ -42,8 +42,8 @@ def sample_latents(
 
     Args:
         components: the model.
-        condition: (B, L, D) text features.
-        empty: (1, L, D) features of the empty prompt, for guidance.
+        condition: of B prompts.
+        empty: of the one prompt that guidance leads away from.
         noise_names: (prompt number, seed) of each image.
         config: sampler, steps, guidance.
 
@@ -58,10 +58,10 @@ def sample_latents(
     latents = (
         torch.stack([torch.randn(shape, generator=one) for one in generators]).to(device) * sampler.init_noise_sigma
     )
-    both = torch.cat([empty.expand_as(condition), condition])
+    both = Condition.cat([empty.take(torch.zeros(len(noise_names), dtype=torch.long)), condition])
     for step in sampler.timesteps:
         scaled = sampler.scale_model_input(latents, step)
-        free, guided = unet(torch.cat([scaled, scaled]), step.to(device), both).sample.chunk(2)
+        free, guided = components.predict(torch.cat([scaled, scaled]), step.to(device), both).chunk(2)
         prediction = free + config.guidance_scale * (guided - free)
         extra = (
             {"eta": config.eta, "variance_noise": _step_noise(generators, shape, device)}
@@ -90,14 +90,13 @@ def draw_images(
 ) -> list[Image.Image]:
     """Draw every prompt with every seed, prompt by prompt: len(prompts) x len(seeds) images."""
     with torch.inference_mode():
-        unique = text.encode(components, ["", *prompts])
-    empty, features = unique[:1], unique[1:]
+        condition, empty = text.encode(components, prompts), text.unconditional(components, config.negative_prompt)
     jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     drawn: list[Image.Image] = []
     for start in range(0, len(jobs), config.batch_size):
         batch = jobs[start : start + config.batch_size]
-        condition = features[[number for number, _ in batch]]
-        drawn += decode_latents(vae, sample_latents(components, condition, empty, batch, config))
+        rows = torch.tensor([number for number, _ in batch])
+        drawn += decode_latents(vae, sample_latents(components, condition.take(rows), empty, batch, config))
         progress(len(drawn), len(jobs), "images drawn")
     return drawn
 
@@ -106,7 +105,7 @@ def load_model(profile: Profile, delta: Artifact | None, store: Store, runtime: 
     """Load a profile's base model, with a delta put in where one is given."""
     components = load_components(profile.model)
     if delta is not None:
-        deltas.apply(components, deltas.load(store.path(delta) / "delta.safetensors"))
+        deltas.apply(components, deltas.load(store.path(delta) / deltas.FILE))
     device = resolve_device(runtime.device)
     return components.to(device), load_vae(profile.model).to(device)
 
@@ -125,19 +124,20 @@ def generate(
     """Draw prompts x seeds from the base model, or from a customized one.
 
     Returns:
-        A `samples` artifact: samples.parquet, one row an image, with its full recipe.
+        A `samples` artifact: samples.parquet, one row an image, with its full recipe, which is in the PNG too.
     """
 
     def produce(folder: Path) -> int:
         components, vae = load_model(profile, delta, store, runtime)
         drawn = draw_images(components, vae, prompts, seeds, config, progress)
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
+        origin = {"model": components.digest, "delta": delta.sha256 if delta else None, **config.model_dump()}
         rows = [
             {
                 "prompt": prompts[number],
                 "prompt_id": number,
                 "seed": seed,
-                "image": images.encode(image),
+                "image": images.encode(image, {"prompt": prompts[number], "number": number, "seed": seed} | origin),
                 "sampler": config.sampler,
                 "steps": config.steps,
                 "guidance": config.guidance_scale,

@@ -22,3 +22,7 @@ class Settings(BaseSettings):
     allow_download: bool = Field(
         default=False, description="let a real profile download its pinned weights from the hub"
     )
+    allow_loopback: bool = Field(
+        default=False,
+        description="let links lead to this machine: for tests and the bench, never for links of strangers",
+    )

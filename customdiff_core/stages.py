@@ -1,14 +1,17 @@
 """The recipe of each stage: which inputs, settings, code and libraries decide its result. Imports no tensor library."""
 
 from pathlib import Path
+from typing import Any
 
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import (
     AugmentConfig,
+    CompressConfig,
     EvaluateConfig,
     FinetuneConfig,
     IndexConfig,
+    MergeConfig,
     RetrieveConfig,
     SampleConfig,
 )
@@ -28,6 +31,7 @@ from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_digest, model_digest
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
+TOGETHER_TEMPLATE = PACKAGE / "evaluation" / "report_together.html.jinja"
 
 
 def build_index(profile: Profile, config: IndexConfig) -> Recipe:
@@ -62,28 +66,38 @@ def index_folder(index: Artifact | None, profile: Profile, store: Store) -> Path
 def retrieve(
     concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, store: Store | None = None
 ) -> Recipe:
-    """The class prompt, the index and the encoder; not the concept's pictures."""
+    """The class prompt, the source and the encoder, not the concept's pictures; or the base model that draws instead."""
+    labels = {"concept": concept.name, "profile": profile.name}
+    if config.regularization == "generated":
+        return Recipe(
+            kind="regularization",
+            inputs={"class_prompt": concept.class_prompt, "model": model_digest(profile.model)},
+            config={"regularization": "generated", "count": config.count, "sample": settings(profile.evaluate.sample)},
+            code=fingerprint("customdiff_core.retrieval.alternatives"),
+            versions=versions(*TENSOR_LIBRARIES),
+            labels=labels,
+        )
     return Recipe(
         kind="regularization",
         inputs={
-            "index": index.sha256 if index else _folder_digest(index_folder(None, profile, store or Store())),
+            "index": _index_digest(index, profile, store),
             "encoder": encoder_digest(profile.retrieval_encoder),
             "class_prompt": concept.class_prompt,
         },
-        config=settings(config),
+        config=settings(config) | {"side": profile.augment.resolution, "source": profile.corpus.source},
         code=fingerprint("customdiff_core.retrieval.retrieve"),
         versions=versions("faiss-cpu", *CLIP_LIBRARIES),
-        labels={"concept": concept.name, "profile": profile.name},
+        labels=labels,
     )
 
 
-def augment(concept: Concept, regularization: Artifact, profile: Profile, config: AugmentConfig) -> Recipe:
+def augment(concept: Concept, regularization: Artifact | None, profile: Profile, config: AugmentConfig) -> Recipe:
     """The concept's pictures and words, the regularization images, and the VAE that encodes both."""
     return Recipe(
         kind="training_set",
         inputs={
             "concept": concept.digest,
-            "regularization": regularization.sha256,
+            "regularization": regularization.sha256 if regularization else "",
             "model": model_digest(profile.model),
         },
         config=settings(config),
@@ -93,17 +107,102 @@ def augment(concept: Concept, regularization: Artifact, profile: Profile, config
     )
 
 
-def finetune(concept: Concept, training_set: Artifact, profile: Profile, config: FinetuneConfig) -> Recipe:
-    """The training set, the base model and every setting of the method; more steps go on from fewer."""
+def finetune(
+    concepts: tuple[Concept, ...],
+    training_sets: tuple[Artifact, ...],
+    profile: Profile,
+    config: FinetuneConfig,
+    parent: Artifact | None = None,
+) -> Recipe:
+    """The training sets, the base model, the parent and every setting of the method; more steps go on from fewer.
+
+    Not where the rates follow a cosine, which ends at the last step.
+    """
+    way = "sequential" if parent else "joint" if len(concepts) > 1 else "single"
+    inputs = {"model": model_digest(profile.model)} | ({"parent": parent.sha256} if parent else {})
+    for number, (concept, training_set) in enumerate(zip(concepts, training_sets, strict=True), 1):
+        place = f"/{number}" if number > 1 else ""
+        inputs |= {f"concept{place}": concept.digest, f"training_set{place}": training_set.sha256}
     return Recipe(
         kind="delta",
-        inputs={"concept": concept.digest, "training_set": training_set.sha256, "model": model_digest(profile.model)},
+        inputs=inputs,
         config=settings(config) | {"sample": settings(profile.evaluate.sample)},
         code=fingerprint("customdiff_core.finetuning.finetune"),
         versions=versions(*TENSOR_LIBRARIES),
-        labels={"concept": concept.name, "profile": profile.name, "method": config.method},
-        extendable=("steps",),
+        labels={
+            # "The newest of dog" is one that knows the dog alone.
+            "concept": "+".join(concept.name for concept in concepts) + (" (sequential)" if parent else ""),
+            "profile": profile.name,
+            "method": config.method,
+            "way": way,
+        },
+        extendable=("steps",) if config.schedule == "constant" else (),
     )
+
+
+def factorize(index: Artifact | None, profile: Profile, count: int, store: Store | None = None) -> Recipe:
+    """The captions of an index, read by a base model's text encoder."""
+    return Recipe(
+        kind="factorization",
+        inputs={"index": _index_digest(index, profile, store), "model": model_digest(profile.model)},
+        config={"captions": count},
+        code=fingerprint("customdiff_core.merging.captions"),
+        versions=versions(*TENSOR_LIBRARIES),
+        labels={"profile": profile.name},
+    )
+
+
+def merge(
+    parts: tuple[Artifact, ...],
+    strengths: tuple[float, ...],
+    index: Artifact | None,
+    profile: Profile,
+    config: MergeConfig,
+    store: Store | None = None,
+) -> Recipe:
+    """The deltas with their strengths, in whatever order, the captions and the base model."""
+    store = store or Store()
+    pairs = sorted((part.sha256, strength) for part, strength in zip(parts, strengths, strict=True))
+    names = sorted({name for part in parts for name in _concepts(part, store)})
+    return Recipe(
+        kind="delta",
+        inputs={f"delta/{number}": sha256 for number, (sha256, _) in enumerate(pairs, 1)}
+        | {"index": _index_digest(index, profile, store), "model": model_digest(profile.model)},
+        config=settings(config) | {"method": "merge", "strengths": [strength for _, strength in pairs]},
+        code=fingerprint("customdiff_core.merging.merge"),
+        versions=versions("scipy", *TENSOR_LIBRARIES),
+        labels={"concept": "+".join(names), "profile": profile.name, "method": "merge", "way": "merge"},
+    )
+
+
+def compress(delta: Artifact, profile: Profile, config: CompressConfig, store: Store | None = None) -> Recipe:
+    """The delta, its base model and how much is kept."""
+    trained = (store or Store()).manifest(delta).recipe
+    return Recipe(
+        kind="delta",
+        inputs={"delta/1": delta.sha256, "model": model_digest(profile.model)},
+        config=settings(config) | {name: trained.config[name] for name in ("method", "seed") if name in trained.config},
+        code=fingerprint("customdiff_core.compression"),
+        versions=versions(*TENSOR_LIBRARIES),
+        labels=trained.labels | {"way": "compressed", "concept": f"{trained.labels.get('concept', '')} (compressed)"},
+    )
+
+
+def import_delta(name: str, digest: str, profile: Profile, stated: dict[str, Any]) -> Recipe:
+    """A file, by its content, with the base model and the words that the user states."""
+    return Recipe(
+        kind="delta",
+        inputs={"file": digest, "model": model_digest(profile.model)},
+        config={"method": "imported"} | stated,
+        code=fingerprint("customdiff_core.interop.importing"),
+        versions=versions("safetensors", *TENSOR_LIBRARIES),
+        labels={"concept": name, "profile": profile.name, "method": "imported", "way": "imported"},
+    )
+
+
+def _concepts(delta: Artifact, store: Store) -> list[str]:
+    """The names of what a delta was taught, as its label says them."""
+    return store.manifest(delta).recipe.labels.get("concept", "").split("+")
 
 
 def generate(
@@ -153,6 +252,49 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
     )
 
 
+def evaluate_together(
+    concepts: tuple[Concept, ...],
+    subjects: dict[str, Artifact],
+    prompts: tuple[str, ...],
+    profile: Profile,
+    config: EvaluateConfig,
+) -> Recipe:
+    """The models compared, the prompts, the concepts' words and pictures, and the judge."""
+    pictures = [[picture.sha256 for picture in (*one.images, *one.held_out)] for one in concepts]
+    return Recipe(
+        kind="together",
+        inputs={f"delta/{name}": delta.sha256 for name, delta in subjects.items()}
+        | {
+            "model": model_digest(profile.model),
+            "judge": encoder_digest(profile.judge),
+            "pictures": digest_of(pictures),
+        },
+        config=settings(config)
+        | {
+            "prompts": list(prompts),
+            "nouns": [one.noun for one in concepts],
+            "categories": [one.category for one in concepts],
+        },
+        code=fingerprint("customdiff_core.evaluation.together"),
+        versions=versions("open_clip_torch", "pandas", *TENSOR_LIBRARIES),
+        labels={"concept": "+".join(one.name for one in concepts), "profile": profile.name},
+    )
+
+
+def report_together(concepts: tuple[Concept, ...], chain: dict[str, Artifact], profile: Profile) -> Recipe:
+    """The figures, the merge and the page's template."""
+    return Recipe(
+        kind="report",
+        inputs={name: artifact.sha256 for name, artifact in chain.items()},
+        config={"profile": profile.name, "keys": {name: artifact.key for name, artifact in chain.items()}},
+        code=digest_of(
+            [fingerprint("customdiff_core.evaluation.report_together"), TOGETHER_TEMPLATE.read_text("utf-8")]
+        ),
+        versions=versions("jinja2", "pillow", "pandas"),
+        labels={"concept": "+".join(one.name for one in concepts), "profile": profile.name},
+    )
+
+
 def embeddings(images: str, encoder: str) -> Recipe:
     """One set of images or texts, seen by one encoder; both given by digest."""
     return Recipe(
@@ -178,6 +320,13 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Re
         versions=versions("jinja2", "matplotlib", "pillow", "pandas"),
         labels={"concept": concept.name, "profile": profile.name},
     )
+
+
+def _index_digest(index: Artifact | None, profile: Profile, store: Store | None) -> str:
+    """What is searched: an artifact or folder by content; a backend, whose content nobody can see, by its address."""
+    if profile.corpus.backend is not None:
+        return digest_of(["backend", profile.corpus.backend])
+    return index.sha256 if index else _folder_digest(index_folder(None, profile, store or Store()))
 
 
 def _folder_digest(folder: Path) -> str:

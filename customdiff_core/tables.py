@@ -20,6 +20,11 @@ def write(path: Path, rows: Sequence[Row] | pd.DataFrame) -> int:
     return len(frame)
 
 
+def records(frame: Any) -> list[dict[str, Any]]:
+    """A frame's rows as dicts, by column."""
+    return frame.to_dict("records")
+
+
 def read(store: Store, artifact: Artifact, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read one of an artifact's tables, `name` without its suffix."""
     return pd.read_parquet(store.path(artifact) / f"{name}.parquet", columns=list(columns) if columns else None)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource, ModelSource, Profile
@@ -12,11 +13,13 @@ from customdiff_core.settings import Settings
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 NEEDED = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
+SECOND = ("text_encoder_2", "tokenizer_2/vocab.json", "tokenizer_2/merges.txt")  # where the UNet reads two encoders
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PATTERNS = [
-    *(f"{part}/{suffix}" for part in COMPONENTS for suffix in ("config.json", "*.safetensors")),
+    *(f"{part}/{name}" for part in (*COMPONENTS, SECOND[0]) for name in ("config.json", "*model.safetensors")),
     "scheduler/*",
     "tokenizer/*",
+    "tokenizer_2/*",
     "model_index.json",
 ]
 
@@ -37,14 +40,41 @@ def model_folder(source: ModelSource) -> Path:
             raise WeightsError(f"{folder}: found no {name}, need a whole diffusers pipeline folder; copy it again")
     for component in COMPONENTS:
         _check_component(folder / component)
+    if len(encoder_names(folder)) == 2:
+        _check_component(folder / SECOND[0])
+        for name in SECOND[1:]:
+            if not (folder / name).is_file():
+                raise WeightsError(f"{folder}: found no {name}, need a whole diffusers pipeline folder; copy it again")
     return folder
+
+
+def encoder_names(folder: Path) -> tuple[tuple[str, str], ...]:
+    """Return the folders of a pipeline's text encoders and their tokenizers.
+
+    The UNet says how many it reads: one that takes sizes and a pooled text embedding ("text_time", SDXL) reads two.
+    """
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    first = ("text_encoder", "tokenizer")
+    return (first, ("text_encoder_2", "tokenizer_2")) if config.get("addition_embed_type") == "text_time" else (first,)
+
+
+def pipeline_part(source: ModelSource, name: str) -> dict[str, Any]:
+    """Read one of a pipeline's configs, such as "unet/config.json"."""
+    return json.loads((model_folder(source) / name).read_text(encoding="utf-8"))
+
+
+def pipeline_config(folder: Path) -> dict[str, Any]:
+    """Read a pipeline's model_index.json; empty where there is none."""
+    path = folder / "model_index.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def model_digest(source: ModelSource) -> str:
     """SHA-256 over the component files of a model: which base model this is, wherever it lies."""
     folder = model_folder(source)
-    files = [folder / name for name in NEEDED]
-    files += [path for part in COMPONENTS for path in sorted((folder / part).glob("*.*"))]
+    second = SECOND if len(encoder_names(folder)) == 2 else ()
+    files = [folder / name for name in (*NEEDED, *second[1:])]
+    files += [path for part in (*COMPONENTS, *second[:1]) for path in sorted((folder / part).glob("*.*"))]
     wanted = [path for path in files if path.suffix in (".json", ".txt", ".safetensors")]
     return digest_of([[path.relative_to(folder).as_posix(), file_digest(path)] for path in wanted])
 
@@ -87,10 +117,11 @@ def require(profile: Profile) -> None:
     except WeightsError as error:
         lacking.append(str(error))
     if profile.corpus.kind == "folder":
-        if profile.corpus.index is None:
+        if profile.corpus.index is None and profile.corpus.backend is None:
             lacking.append(
                 f"retrieval index: found none, need a clip-retrieval folder of captioned images embedded with "
-                f"{profile.retrieval_encoder.name}; give its path as model.index"
+                f"{profile.retrieval_encoder.name}, or a clip-retrieval back; give its path as model.index or its address as "
+                "model.backend (docs/bring-your-own-laion.md)"
             )
         if profile.corpus.validation is None:
             lacking.append(
@@ -137,13 +168,13 @@ def _hub_folder(source: ModelSource) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, computed once a process as long as it does not change."""
+    """SHA-256 of a file; hashed once a process, as long as it does not change."""
     stat = path.stat()
-    return _hash_cached(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    return _digest_of_state(path.resolve(), stat.st_size, stat.st_mtime_ns)
 
 
 @cache
-def _hash_cached(path: Path, size: int, mtime: int) -> str:
+def _digest_of_state(path: Path, size: int, mtime: int) -> str:
     del size, mtime
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

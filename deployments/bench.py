@@ -1,6 +1,7 @@
 """`make bench`: ratios, each measured side by side in one run, so that they hold on any machine.
 
-Every line times a plain way and this project's way in turn (A B A B ...) and prints the medians and their ratio.
+Training and drawing: every line times a plain way and this project's way in turn (A B A B ...) and prints the medians and
+their ratio. Fetching and search in a large index have modules of their own, bench_fetch.py and bench_search.py.
 """
 
 import logging
@@ -21,10 +22,12 @@ from customdiff_core.artifacts import Store
 from customdiff_core.augmentation import augment
 from customdiff_core.config import IndexConfig, Runtime
 from customdiff_core.finetuning.components import load_components, load_vae
-from customdiff_core.finetuning.cross_attention import train_keys_and_values
+from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
 from customdiff_core.finetuning.finetune import make_trainer
+from customdiff_core.finetuning.trained_parameters import train_parameters
 from customdiff_core.retrieval.retrieve import build_index, retrieve
 from customdiff_core.sampling import draw_images
+from deployments import bench_fetch, bench_search
 
 ROUNDS = 15
 
@@ -41,6 +44,8 @@ def main() -> None:
             a, b = side_by_side(plain, ours)
             table.add_row(name, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", f"{a / b:.2f}x")
     Console().print(table)
+    bench_fetch.main()
+    bench_search.main()
 
 
 def side_by_side(plain: Callable[[], object], ours: Callable[[], object]) -> tuple[float, float]:
@@ -61,11 +66,11 @@ def training_step(store: Store) -> tuple[str, Callable[[], object], Callable[[],
     index = build_index(profile, IndexConfig(scenes=2500), store=store)
     regularization = retrieve(concept, index, profile, profile.retrieve.model_copy(update={"count": 64}), store=store)
     training_set = augment(concept, regularization, profile, profile.augment, store=store)
-    trainer = make_trainer(concept, training_set, profile, profile.finetune, store, Runtime())
+    trainer = make_trainer((concept,), (training_set,), profile, profile.finetune, store, Runtime())
 
     components, vae = load_components(profile.model), load_vae(profile.model)
     embedding = components.text_encoder.get_input_embeddings().weight.requires_grad_(True)
-    weights = train_keys_and_values(components.unet, detach_bos=False)
+    weights = train_parameters(components.unet, KEYS_AND_VALUES, detach_bos=False)
     optimizer = torch.optim.AdamW([*weights.values(), embedding], lr=1e-5)
     rows = tables.read(store, training_set, "examples").head(profile.finetune.batch_size)
     prior = tables.read(store, regularization, "regularization").head(profile.finetune.batch_size)
@@ -77,7 +82,7 @@ def training_step(store: Store) -> tuple[str, Callable[[], object], Callable[[],
             clean = vae.encode(latents.to_pixels(pictures)).latent_dist.sample() * vae.config.scaling_factor
         noise = torch.randn_like(clean)
         times = torch.randint(1000, (len(clean),))
-        features = components.text_encoder(text.token_ids(components, prompts)).last_hidden_state
+        features = components.text_encoder(text.token_ids(components.encoders[0], prompts)).last_hidden_state
         noisy = components.noise_scheduler.add_noise(clean, noise, times)
         loss = (components.unet(noisy, times, features).sample - noise).square().mean()
         optimizer.zero_grad()

@@ -9,12 +9,12 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import AugmentConfig, Runtime
 from customdiff_core.profiles import Profile
 from flows.inputs import chosen
-from flows.options import ConceptName, ModelOptions
+from flows.options import AugmentOptions, ConceptName, ModelOptions
 from tasks import publish
 
 
 def augmented(
-    concept: Concept, regularization: Artifact, profile: Profile, config: AugmentConfig, runtime: Runtime
+    concept: Concept, regularization: Artifact | None, profile: Profile, config: AugmentConfig, runtime: Runtime
 ) -> Artifact:
     """The training set, shown in the UI."""
     training_set = tasks.augment.augment(concept, regularization, profile, config, runtime)
@@ -26,7 +26,7 @@ def augmented(
 def augment(
     concept: ConceptName = "cat",
     regularization: str | None = None,
-    views: int | None = None,
+    augment: AugmentOptions = AugmentOptions(),
     model: ModelOptions = ModelOptions(),
 ) -> Artifact:
     """Augment the concept's pictures and encode them with the regularization images.
@@ -34,10 +34,9 @@ def augment(
     Args:
         concept: whose pictures.
         regularization: a regularization artifact's key; empty takes the newest of the concept.
-        views: augmented views; empty takes the profile's number.
+        augment: how many views, and of which kind.
         model: the profile.
     """
     profile = model.resolve()
-    config = profile.augment.model_copy(update={"views": views} if views else {})
     images = chosen("regularization", regularization, concept, profile)
-    return augmented(concepts.load(concept), images, profile, config, model.runtime)
+    return augmented(concepts.load(concept), images, profile, augment.resolve(profile), model.runtime)

@@ -8,7 +8,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.profiles import Profile
-from flows.inputs import chosen
+from flows.inputs import as_taught, chosen
 from flows.options import ConceptName, EvaluateOptions, ModelOptions
 from tasks import publish
 
@@ -20,6 +20,20 @@ def evaluated(
     metrics = tasks.evaluate.evaluate(concept, delta, profile, config, runtime)
     publish.evaluated(concept, metrics)
     return metrics
+
+
+def evaluated_together(
+    taught: tuple[Concept, ...],
+    subjects: dict[str, Artifact],
+    prompts: tuple[str, ...],
+    profile: Profile,
+    config: EvaluateConfig,
+    runtime: Runtime,
+) -> Artifact:
+    """The figures of several concepts in one picture, shown in the UI."""
+    together = tasks.evaluate.evaluate_together(taught, subjects, prompts, profile, config, runtime)
+    publish.evaluated_together(taught, together)
+    return together
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{concept}")
@@ -39,5 +53,5 @@ def evaluate(
     """
     profile = model.resolve()
     trained = chosen("delta", delta, concept, profile)
-    loaded = concepts.load(concept, evaluate.prompts)
+    loaded = as_taught(concepts.load(concept, evaluate.prompts), trained)
     return evaluated(loaded, trained, profile, evaluate.resolve(profile), model.runtime)

@@ -7,6 +7,7 @@ from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime
+from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
 from flows.inputs import chosen
 from flows.options import ConceptName, ModelOptions, TrainOptions
@@ -14,11 +15,16 @@ from tasks import publish
 
 
 def finetuned(
-    concept: Concept, training_set: Artifact, profile: Profile, config: FinetuneConfig, runtime: Runtime
+    taught: tuple[Concept, ...],
+    training_sets: tuple[Artifact, ...],
+    profile: Profile,
+    config: FinetuneConfig,
+    runtime: Runtime,
+    parent: Artifact | None = None,
 ) -> Artifact:
     """The delta, shown in the UI."""
-    delta = tasks.finetune.finetune(concept, training_set, profile, config, runtime)
-    publish.finetuned(concept, delta)
+    delta = tasks.finetune.finetune(taught, training_sets, profile, config, runtime, parent)
+    publish.finetuned(taught, delta)
     return delta
 
 
@@ -26,17 +32,21 @@ def finetuned(
 def finetune(
     concept: ConceptName = "cat",
     training_set: str | None = None,
+    parent: str | None = None,
     train: TrainOptions = TrainOptions(),
     model: ModelOptions = ModelOptions(),
 ) -> Artifact:
-    """Train keys, values and V* on a training set.
+    """Train what the method trains on a training set.
 
     Args:
         concept: whose token.
         training_set: a training set's key; empty takes the newest of the concept.
-        train: the method's settings.
+        parent: a delta's key, to go on from with what it knows (sequential training).
+        train: the method and its settings.
         model: the profile.
     """
     profile = model.resolve()
     examples = chosen("training_set", training_set, concept, profile)
-    return finetuned(concepts.load(concept), examples, profile, train.resolve(profile), model.runtime)
+    before = chosen("delta", parent, concept, profile) if parent else None
+    wanted = methods.get(train.method).words(concepts.load(concept))
+    return finetuned((wanted,), (examples,), profile, train.resolve(profile), model.runtime, before)

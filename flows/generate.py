@@ -1,12 +1,14 @@
 """Flow `generate`: one's own prompts with a customized model."""
 
+from pathlib import Path
+
 from prefect import flow
 
 import tasks.generate
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
-from flows.inputs import chosen
-from flows.options import ConceptName, ModelOptions
+from flows.inputs import as_taught, chosen
+from flows.options import ConceptName, GenerateOptions, ModelOptions
 from tasks import publish
 
 EXAMPLES = ["a crying {}", "a {} on a red background", "a {} and a rocket"]
@@ -16,8 +18,10 @@ EXAMPLES = ["a crying {}", "a {} on a red background", "a {} and a rocket"]
 def generate(
     concept: ConceptName = "cat",
     prompts: list[str] = EXAMPLES,
+    prompts_file: Path | None = None,
     images: int = 4,
-    guidance_scale: float | None = None,
+    seeds: list[int] | None = None,
+    sample: GenerateOptions = GenerateOptions(),
     delta: str | None = None,
     model: ModelOptions = ModelOptions(),
 ) -> Artifact:
@@ -26,16 +30,19 @@ def generate(
     Args:
         concept: what {} in a prompt stands for.
         prompts: each with one {}.
+        prompts_file: a file of prompts, one a line, instead.
         images: how many a prompt, from seed 0 on.
-        guidance_scale: classifier-free guidance; empty takes the profile's.
+        seeds: the seeds themselves instead.
+        sample: sampler, steps, guidance, negative prompt, batch.
         delta: a delta's key; empty takes the newest of the concept.
         model: the profile.
     """
     profile = model.resolve()
-    loaded = concepts.load(concept, prompts)
+    wanted = concepts.read_prompts(prompts_file.parent, prompts_file.name) if prompts_file else prompts
     trained = chosen("delta", delta, concept, profile)
-    config = profile.evaluate.sample.model_copy(update={"guidance_scale": guidance_scale} if guidance_scale else {})
+    loaded = as_taught(concepts.load(concept, wanted), trained)
     texts = tuple(loaded.with_concept(prompt) for prompt in loaded.prompts)
-    samples = tasks.generate.generate(texts, tuple(range(images)), trained, profile, config, model.runtime)
+    chosen_seeds = tuple(seeds) if seeds else tuple(range(images))
+    samples = tasks.generate.generate(texts, chosen_seeds, trained, profile, sample.resolve(profile), model.runtime)
     publish.generated(samples)
     return samples

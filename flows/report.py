@@ -7,7 +7,7 @@ from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.profiles import Profile
-from flows.inputs import chosen
+from flows.inputs import as_taught, chosen
 from flows.options import ConceptName, ModelOptions
 from tasks import publish
 from tasks.stores import store
@@ -16,7 +16,14 @@ from tasks.stores import store
 def reported(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Artifact:
     """The page, linked in the UI."""
     page = tasks.report.report(concept, chain, profile)
-    publish.reported(concept, page)
+    publish.reported((concept,), page)
+    return page
+
+
+def reported_together(taught: tuple[Concept, ...], chain: dict[str, Artifact], profile: Profile) -> Artifact:
+    """The page about several concepts, linked in the UI."""
+    page = tasks.report.report_together(taught, chain, profile)
+    publish.reported(taught, page)
     return page
 
 
@@ -32,5 +39,6 @@ def report(concept: ConceptName = "cat", metrics: str | None = None, model: Mode
     profile = model.resolve()
     evaluation = chosen("metrics", metrics, concept, profile)
     recipe = store().manifest(evaluation).recipe
-    loaded = concepts.load(concept, recipe.config["prompts"])
-    return reported(loaded, store().lineage(evaluation), profile)
+    chain = store().lineage(evaluation)
+    loaded = as_taught(concepts.load(concept, recipe.config["prompts"]), chain["delta"])
+    return reported(loaded, chain, profile)

@@ -15,7 +15,7 @@ from tasks.stores import store
 
 @task(name="augment", **stage(stages.augment))
 def augment(
-    concept: Concept, regularization: Artifact, profile: Profile, config: AugmentConfig, runtime: Runtime
+    concept: Concept, regularization: Artifact | None, profile: Profile, config: AugmentConfig, runtime: Runtime
 ) -> Artifact:
     """Make the training set, while holding the GPU slot for the VAE."""
     from customdiff_core.augmentation import augment as run

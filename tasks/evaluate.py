@@ -20,3 +20,19 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
 
     with gpu_slot(), progress(f"{concept.name}-evaluate", "Images drawn") as tell:
         return run(concept, delta, profile, config, store=store(), runtime=runtime, progress=tell)
+
+
+@task(name="evaluate-together", **stage(stages.evaluate_together))
+def evaluate_together(
+    concepts: tuple[Concept, ...],
+    subjects: dict[str, Artifact],
+    prompts: tuple[str, ...],
+    profile: Profile,
+    config: EvaluateConfig,
+    runtime: Runtime,
+) -> Artifact:
+    """Draw all concepts in one picture with every model, and measure, while holding the GPU slot."""
+    from customdiff_core.evaluation.together import evaluate_together as run
+
+    with gpu_slot(), progress("together-evaluate", "Images drawn") as tell:
+        return run(concepts, subjects, prompts, profile, config, store=store(), runtime=runtime, progress=tell)

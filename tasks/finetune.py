@@ -15,10 +15,24 @@ from tasks.stores import store
 
 @task(name="finetune", **stage(stages.finetune))
 def finetune(
-    concept: Concept, training_set: Artifact, profile: Profile, config: FinetuneConfig, runtime: Runtime
+    concepts: tuple[Concept, ...],
+    training_sets: tuple[Artifact, ...],
+    profile: Profile,
+    config: FinetuneConfig,
+    runtime: Runtime,
+    parent: Artifact | None = None,
 ) -> Artifact:
-    """Train K, V and V*, while holding the GPU slot."""
+    """Train what the method trains, while holding the GPU slot."""
     from customdiff_core.finetuning.finetune import finetune as run
 
-    with gpu_slot(), progress(f"{concept.name}-finetune", "Training steps") as tell:
-        return run(concept, training_set, profile, config, store=store(), runtime=runtime, progress=tell)
+    with gpu_slot(), progress(f"{concepts[0].name}-finetune", "Training steps") as tell:
+        return run(
+            concepts,
+            training_sets,
+            profile,
+            config,
+            parent=parent,
+            store=store(),
+            runtime=runtime,
+            progress=tell,
+        )

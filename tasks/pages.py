@@ -3,8 +3,11 @@
 Captions, prompts and names are somebody else's text and are escaped. Pictures are WebP `data:` URIs, which it renders.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 from PIL import Image
@@ -12,7 +15,9 @@ from PIL import Image
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
-from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, views, when
+from customdiff_core.errors import TooFewImagesError
+from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
+from customdiff_core.retrieval.account import Account, account
 from customdiff_core.settings import Settings
 
 LIMIT = 700_000  # bytes of one page: the UI loads a run's artifacts all at once
@@ -22,6 +27,8 @@ COLUMNS = 6  # that the UI shows without scrolling
 STRIP = 8  # images of one prompt beside each other
 PROMPTS_SHOWN = 40
 CHART_DPI = 130
+HOSTS_SHOWN = 10
+SAFE = "/:?&=%#+,;@~!$"  # all else in an address is percent-encoded: brackets, quotes and blanks would end the link
 
 
 def indexed(index: Artifact, here: Store) -> str:
@@ -42,24 +49,70 @@ def indexed(index: Artifact, here: Store) -> str:
     return _page("Retrieval index", index, here, body)
 
 
+def built(folder: Path) -> str:
+    """What an index folder of one's own was built from, and how to use it."""
+    report = json.loads((folder / "report.json").read_text())
+    rows = [(escape(name), escape(str(value))) for name, value in report.items() if not isinstance(value, dict)]
+    indices = [(f"{kind}\\.index", escape(str(key))) for kind, key in report["indices"].items()]
+    fetched = report.get("img2dataset", {}).get("status_dict", {})
+    answers = sorted(fetched.items(), key=lambda one: -one[1])[:HOSTS_SHOWN]
+    links = _table(("Answer", "Links"), [(escape(one), f"{count:,}") for one, count in answers]) if answers else ""
+    return (
+        f"## {report['rows']:,} captioned images\n\n{_table(('What', 'Value'), [*rows, *indices])}\n\n{links}\n\n"
+        f"Use it: `model.index` = `{str(folder).replace('`', '')}`, with the encoder {escape(report['encoder'])}."
+    )
+
+
 def retrieved(concept: Concept, regularization: Artifact, here: Store) -> str:
-    """The nearest images with captions and similarities, the histogram, and all of them."""
-    table = tables.read(here, regularization, "regularization", ["caption", "similarity", "image"])
-    limit = here.manifest(regularization).recipe.config["min_similarity"]
+    """Where the hits went, the nearest images with captions, links and similarities, the histogram, and all of them."""
+    table = tables.read(here, regularization, "regularization", ["url", "caption", "similarity", "image"])
+    limit = here.manifest(regularization).recipe.config.get("min_similarity")
     chart = figures.chart_uri(figures.similarity_histogram(table["similarity"].tolist(), limit), CHART_DPI)
     nearest = table.head(SHOWN).to_dict("records")
+    story = account(here, regularization)
 
     def body(side: int) -> str:
-        cells = [(_thumbnail(hit["image"], side, hit["caption"]), number(hit["similarity"])) for hit in nearest]
+        cells = [
+            (_thumbnail(hit["image"], side, hit["caption"]), link(str(hit["url"]), number(hit["similarity"])))
+            for hit in nearest
+        ]
         everything = figures.image_uri(figures.montage(table["image"].tolist(), 20, side // 2))
+        words = "\n".join(f"* {link(str(hit['url']), escape(hit['caption']))}" for hit in nearest[:COLUMNS])
         return (
             f"{len(table)} images whose captions are nearest to “{escape(concept.class_prompt)}”. The nearest, each with "
             f"the similarity of its caption, which shows when you point at it:\n\n{_grid(cells)}\n\n"
-            f"{image(chart, 'Histogram of similarities')}\n\n"
+            f"The first row's captions:\n\n{words}\n\n"
+            f"{image(chart, 'Histogram of similarities')}\n\n{_account(story)}"
             f"All of them, in order of similarity:\n\n{image(everything, 'All regularization images')}"
         )
 
     return _page("Regularization images", regularization, here, body)
+
+
+def too_few(concept: Concept, error: TooFewImagesError) -> str:
+    """How far a retrieval came that did not reach its number, and what to do."""
+    story = error.page if isinstance(error.page, Account) else None
+    next_step = f"**What to do:** {escape(story.remedy)}.\n\n" if story else ""
+    return f"## Too few regularization images for {escape(concept.title)}\n\n{escape(str(error))}\n\n{next_step}{_account(story)}"
+
+
+def _account(story: Account | None) -> str:
+    """The funnel, why hits were dropped, and survival by host."""
+    if story is None:
+        return ""
+    funnel = story.funnel()
+    reasons = story.candidates.loc[story.candidates["drop_reason"] != "", "drop_reason"].value_counts()
+    dropped = [(escape(str(reason)), f"{count:,}") for reason, count in reasons.items()]
+    hosts = [
+        (escape(host), f"{tried:,}", f"{100 * pictures / tried:.0f} %")
+        for host, tried, pictures in story.hosts(HOSTS_SHOWN)
+    ]
+    parts = [
+        ("Where the hits went:", _table([name.capitalize() for name in funnel], [[f"{n:,}" for n in funnel.values()]])),
+        ("Why not:", _table(("Reason", "Hits"), dropped)) if dropped else None,
+        ("By host:", _table(("Host", "Links tried", "Gave a picture"), hosts)) if hosts else None,
+    ]
+    return "".join(f"{head}\n\n{table}\n\n" for head, table in filter(None, parts))
 
 
 def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
@@ -82,20 +135,91 @@ def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
     return _page("Augmented views", training_set, here, body)
 
 
-def finetuned(concept: Concept, delta: Artifact, here: Store) -> str:
-    """The losses by step, and what the preview prompts looked like on the way."""
+def finetuned(concepts: tuple[Concept, ...], delta: Artifact, here: Store) -> str:
+    """The losses by step, how far the weights moved, and what the preview prompts looked like on the way."""
     history, previews = (tables.read(here, delta, name) for name in ("history", "previews"))
     chart = figures.chart_uri(figures.loss_curve(history), CHART_DPI)
+    moved = tables.read(here, delta, "weight_change")
+    words = " and ".join(escape(one.noun) for one in concepts)
     strips = [(row["step"], tile) for row in previews.to_dict("records") for tile in figures.tiles(row["image"])]
 
     def body(side: int) -> str:
         cells = [(_thumbnail(tile, side, f"step {step}"), f"step {step}") for step, tile in strips]
         return (
-            f"The loss in {len(history)} steps on {escape(concept.noun)}:\n\n{image(chart, 'Losses by step')}\n\n"
+            f"The loss in {len(history)} steps on {words}:\n\n{image(chart, 'Losses by step')}\n\n{_moved(moved)}"
             f"The same prompt and noise, drawn while training:\n\n{_grid(cells)}"
         )
 
     return _page("Fine-tuning", delta, here, body)
+
+
+def merged(delta: Artifact, here: Store) -> str:
+    """Each concept's worst layer, and the words that several concepts share or others explain."""
+    report, rows = (tables.read(here, delta, name) for name in ("merge", "rows"))
+    worst = report.groupby("concept").max(numeric_only=True)
+    lines = [
+        (
+            escape(str(name)),
+            f"{one['strength']:g}",
+            f"{one['constraints']:.0f}",
+            f"{one['constraint_error']:.1e}",
+            f"{one['constraint_error_cast']:.1e}",
+            number(float(one["error_all_rows"])),
+        )
+        for name, one in worst.iterrows()
+    ]
+    head = ("Concept", "Strength", "Constraints", "Error, float64", "Error, saved", "Error of all its words")
+    states = rows[rows["state"] != "constraint"].groupby("state")["token"].unique()
+    said = [f"* {escape(str(state))}: {', '.join(map(escape, words))}" for state, words in states.items()]
+    text = (
+        f"{report['layer'].nunique()} layers, solved together. The worst layer of each concept, relative:\n\n"
+        f"{_table(head, lines)}\n\nCondition number of the captions' features {report['condition_regularization'].iloc[0]:.1e}, "
+        f"of the target words {report['condition_targets'].iloc[0]:.1e}.\n\n"
+    )
+    if said:
+        text += "Words that are no constraints:\n\n" + "\n".join(said)
+    return _page("Merge", delta, here, lambda _: text)
+
+
+def evaluated_together(concepts: tuple[Concept, ...], together: Artifact, here: Store) -> str:
+    """Every prompt by every model, and the figures."""
+    table = tables.read(here, together, "metrics")
+    measured = table[table["subject"] != "judge"]
+    subjects = list(dict.fromkeys(measured["subject"]))
+    cells = {(row["metric"], row["subject"]): row for row in tables.records(measured)}
+    lines = [
+        (
+            escape(str(metric)),
+            *(
+                _cell(Cell(*(float(cells[metric, name][key]) for key in ("value", "ci_low", "ci_high"))))
+                for name in subjects
+            ),
+        )
+        for metric in dict.fromkeys(measured["metric"])
+    ]
+    judge = " ".join(
+        f"{escape(row['metric'].capitalize())}: {number(row['value'], digits=2)} of {row['n']}."
+        for row in tables.records(table[table["subject"] == "judge"])
+    )
+    sets = {
+        name: tables.read(here, one, "samples").sort_values(["prompt_id", "seed"])
+        for name, one in sources(together, here).items()
+    }
+
+    def body(side: int) -> str:
+        strips: list[list[str]] = []
+        for prompt in sorted(set(sets[subjects[0]]["prompt_id"]))[:PROMPTS_SHOWN]:
+            parts = [part[part["prompt_id"] == prompt] for part in sets.values()]
+            words = [str(next(iter(part["prompt"]))) for part in parts]
+            strips.append([_strip(list(part["image"]), text, side) for part, text in zip(parts, words, strict=True)])
+            strips.append([escape(text) for text in words])
+        return (
+            f"{' and '.join(escape(one.title) for one in concepts)}.\n\n{_table(('Metric', *map(escape, subjects)), lines)}\n\n"
+            f"Who is in a picture is a program's answer. {judge}\n\nThe same prompts and noise, unpicked:\n\n"
+            f"{_table(list(map(escape, sets)), strips)}"
+        )
+
+    return _page("Together in one picture", together, here, body)
 
 
 def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
@@ -126,13 +250,12 @@ def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
     return _page("Base and customized model", metrics, here, body)
 
 
-def reported(concept: Concept, report: Artifact, here: Store) -> str:
+def reported(concepts: tuple[Concept, ...], report: Artifact, here: Store) -> str:
     """A link to the report, which a small static server serves."""
     url = f"{Settings().files_url}/report/{report.key}/report.html"
     path = here.path(report) / "report.html"
-    return _page(
-        "Report", report, here, lambda _: f"[The whole story of {escape(concept.title)}]({url})\n\nThe file: `{path}`"
-    )
+    titles = " and ".join(escape(one.title) for one in concepts)
+    return _page("Report", report, here, lambda _: f"[The whole story of {titles}]({url})\n\nThe file: `{path}`")
 
 
 def generated(samples: Artifact, here: Store) -> str:
@@ -190,6 +313,13 @@ def escape(value: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(value).split()))
 
 
+def link(url: str, text: str) -> str:
+    """A link to a page of the web, or the escaped text alone when the address could be anything else."""
+    if not url.startswith(("http://", "https://")):
+        return text
+    return f"[{text}]({quote(url, safe=SAFE)})"
+
+
 def image(uri: str, label: str) -> str:
     """An image with a tooltip; the UI shows escapes there as they are, so that doubtful characters go instead."""
     words = re.sub(r"[^\w ,.‹›-]", "", " ".join(label.replace("<", "‹").replace(">", "›").split()))
@@ -202,6 +332,18 @@ def _thumbnail(png: bytes, side: int, label: str) -> str:
 
 def _strip(pngs: Sequence[bytes], label: str, side: int) -> str:
     return image(figures.image_uri(figures.montage(pngs, STRIP, side)), label)
+
+
+def _moved(table: pd.DataFrame) -> str:
+    """Mean relative change by kind of layer (the paper's figure 3), where more than one kind was trained."""
+    means = table.groupby("kind")["change"].agg(["mean", "max", "size"]) if len(table) else table
+    if len(means) < 2:
+        return ""
+    lines = [
+        (str(kind), f"{one['mean']:.4f}", f"{one['max']:.4f}", f"{one['size']:.0f}") for kind, one in means.iterrows()
+    ]
+    head = ("Layers", "Mean relative change", "Largest", "Weights")
+    return f"How far the weights moved, by kind of layer (the paper's figure 3):\n\n{_table(head, lines)}\n\n"
 
 
 def _cell(cell: Cell | None, *, signed: bool = False) -> str:

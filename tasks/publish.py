@@ -10,6 +10,8 @@ import re
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
@@ -18,12 +20,14 @@ from prefect.logging import get_run_logger
 
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
+from customdiff_core.errors import TooFewImagesError
 from customdiff_core.progress import Progress
 from tasks import pages
 from tasks.stores import store
 
 UPDATE_SECONDS = 2.0
 LOG_SECONDS = 5.0
+PACE_SECONDS = 4.0  # after which a rate means something
 PATIENCE_SECONDS = 60.0  # until the next try, when the server did not answer: its client itself tries for long
 
 
@@ -33,9 +37,19 @@ def indexed(index: Artifact) -> None:
     _send(f"{here.manifest(index).recipe.labels['profile']}-index", pages.indexed(index, here))
 
 
+def built(folder: Path) -> None:
+    """Show what an index folder of one's own holds, and how to use it."""
+    _send("build-own-index", pages.built(folder))
+
+
 def retrieved(concept: Concept, regularization: Artifact) -> None:
     """Show the regularization images."""
     _send(f"{concept.name}-retrieve", pages.retrieved(concept, regularization, store()))
+
+
+def too_few(concept: Concept, error: TooFewImagesError) -> None:
+    """Show how far a retrieval came."""
+    _send(f"{concept.name}-retrieve", pages.too_few(concept, error))
 
 
 def augmented(concept: Concept, training_set: Artifact) -> None:
@@ -43,9 +57,19 @@ def augmented(concept: Concept, training_set: Artifact) -> None:
     _send(f"{concept.name}-augment", pages.augmented(concept, training_set, store()))
 
 
-def finetuned(concept: Concept, delta: Artifact) -> None:
-    """Show the losses and the previews."""
-    _send(f"{concept.name}-finetune", pages.finetuned(concept, delta, store()))
+def finetuned(concepts: tuple[Concept, ...], delta: Artifact) -> None:
+    """Show the losses, the previews and how far the weights moved."""
+    _send(f"{'-'.join(one.name for one in concepts)}-finetune", pages.finetuned(concepts, delta, store()))
+
+
+def merged(delta: Artifact) -> None:
+    """Show a merge's errors, and the words that are no constraints."""
+    _send("merge", pages.merged(delta, store()))
+
+
+def evaluated_together(concepts: tuple[Concept, ...], together: Artifact) -> None:
+    """Show several concepts in one picture, by every model."""
+    _send(f"{'-'.join(one.name for one in concepts)}-evaluate", pages.evaluated_together(concepts, together, store()))
 
 
 def evaluated(concept: Concept, metrics: Artifact) -> None:
@@ -53,9 +77,9 @@ def evaluated(concept: Concept, metrics: Artifact) -> None:
     _send(f"{concept.name}-evaluate", pages.evaluated(concept, metrics, store()))
 
 
-def reported(concept: Concept, report: Artifact) -> None:
+def reported(concepts: tuple[Concept, ...], report: Artifact) -> None:
     """Link the report."""
-    _send(f"{concept.name}-report", pages.reported(concept, report, store()))
+    _send(f"{'-'.join(one.name for one in concepts)}-report", pages.reported(concepts, report, store()))
 
 
 def generated(samples: Artifact) -> None:
@@ -83,26 +107,41 @@ class _Bar:
         self._description = description
         self._artifact: UUID | None = None
         self._update_at = self._log_at = -math.inf
+        self._first: tuple[float, int] | None = None
         with _tolerated(description):
             made = create_progress_artifact(0.0, key=key, description=description)
             self._artifact = made if isinstance(made, UUID) else None
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         if time.monotonic() >= self._log_at:
-            _logger().info("%s: %d of %d%s", self._description, done, total, f", {note}" if note else "")
+            pace = self._pace(done, total)
+            _logger().info("%s: %d of %d%s%s", self._description, done, total, f", {note}" if note else "", pace)
             self._log_at = time.monotonic() + LOG_SECONDS
         if time.monotonic() >= self._update_at:
-            self._update(100 * done / max(total, 1))
+            self._update(
+                100 * done / max(total, 1), f"{self._description}: {done:,} of {total:,}{self._pace(done, total)}"
+            )
 
     def finish(self) -> None:
         """Fill the bar."""
-        self._update(100.0)
+        self._update(100.0, self._description)
 
-    def _update(self, percent: float) -> None:
+    def _pace(self, done: int, total: int) -> str:
+        """Rate and time left, once there is something to judge them by; what was done before the start does not count."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        seconds, count = now - self._first[0], done - self._first[1]
+        if seconds < PACE_SECONDS or count <= 0:
+            return ""
+        left = timedelta(seconds=round((total - done) * seconds / count))
+        return f", {count / seconds:,.3g} a second, {left} left"
+
+    def _update(self, percent: float, description: str | None = None) -> None:
         wait = PATIENCE_SECONDS
         with _tolerated(self._description):
             if self._artifact is not None:
-                update_progress_artifact(self._artifact, percent)
+                update_progress_artifact(self._artifact, percent, description)
             wait = UPDATE_SECONDS
         self._update_at = time.monotonic() + wait
 

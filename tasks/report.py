@@ -16,3 +16,11 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Ar
     from customdiff_core.evaluation.report import report as run
 
     return run(concept, chain, profile, store=store())
+
+
+@task(name="report-together", **stage(stages.report_together))
+def report_together(concepts: tuple[Concept, ...], chain: dict[str, Artifact], profile: Profile) -> Artifact:
+    """Write the page about several concepts in one model."""
+    from customdiff_core.evaluation.report_together import report_together as run
+
+    return run(concepts, chain, profile, store=store())

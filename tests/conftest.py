@@ -63,7 +63,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory, openmoji: Profile, cat: Conc
     index = build_index(profile, sizes, store=store)
     regularization = retrieve(cat, index, profile, retrieval, store=store)
     training_set = augment(cat, regularization, profile, views, store=store)
-    delta = finetune(cat, training_set, profile, training, store=store)
+    delta = finetune((cat,), (training_set,), profile, training, store=store)
     return Chain(
         store,
         profile,

@@ -14,6 +14,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.recipes import Recipe
 
 EVIL = '<script>alert("x")</script> | [link](javascript:1) ![a](http://evil.example/a.png) `code` *b*'
+LINK = 'https://a.example/x y(1)"|`<b>.jpg'
 SEEDS = (0, 1)
 METRICS = {  # metric: base, customized, difference
     "text_alignment": (1.94, 1.48, (-0.62, -0.46, -0.31)),
@@ -72,8 +73,43 @@ def index(store: Store) -> Artifact:
 
 
 def regularization(store: Store, count: int = 30) -> Artifact:
-    rows = [{"caption": EVIL, "similarity": 1 - number / 100, "image": png(number)} for number in range(count)]
-    return _table(store, "regularization", {"count": count, "min_similarity": 0.8}, regularization=rows)
+    rows = [
+        {
+            "url": LINK if number else "javascript:1",
+            "caption": EVIL,
+            "similarity": 1 - number / 100,
+            "image": png(number),
+        }
+        for number in range(count)
+    ]
+    tables = {"regularization": rows, "candidates": candidates(count), "attempts": attempts(count)}
+    return _table(store, "regularization", {"count": count, "min_similarity": 0.8}, **tables)
+
+
+def candidates(count: int) -> pd.DataFrame:
+    """`count` that are kept, and ten for each way not to be."""
+    reasons = [
+        "",
+        "link dead",
+        "link not_image",
+        "same address as a better hit",
+        "same image as a better hit",
+        "not needed",
+    ]
+    rows = [reason for reason in reasons for _ in range(10 if reason else count)]
+    return pd.DataFrame({"cand_id": range(len(rows)), "drop_reason": rows})
+
+
+def attempts(count: int) -> pd.DataFrame:
+    """A try of each candidate that was worth one; the first was busy before it answered."""
+    tried = [(number, "ok") for number in range(count)]
+    tried += [(count + number, "dead") for number in range(10)] + [
+        (count + 10 + number, "not_image") for number in range(10)
+    ]
+    tried += [(count + 30 + number, "ok") for number in range(10)]
+    rows = [{"cand_id": 0, "status": "dead", "host": "a.example"}]
+    rows += [{"cand_id": one, "status": status, "host": "b|b" if one % 3 else "a.example"} for one, status in tried]
+    return pd.DataFrame(rows).assign(url=LINK, error="", seconds=0.1, round=0, attempt=0)
 
 
 def training_set(store: Store, concept: Concept) -> Artifact:
@@ -104,8 +140,17 @@ def training_set(store: Store, concept: Concept) -> Artifact:
 def delta(store: Store) -> Artifact:
     strip = Image.fromarray(np.zeros((64, 128, 3), np.uint8))
     previews = [{"step": step, "image": images.encode(strip)} for step in (20, 40)]
-    config = {"steps": 40, "learning_rate": 5e-4, "sample": {"sampler": "ddim", "steps": 25}}
-    return _table(store, "delta", config, history=history(), previews=previews)
+    config = {
+        "method": "custom-diffusion",
+        "steps": 40,
+        "learning_rate": 5e-4,
+        "sample": {"sampler": "ddim", "steps": 25},
+    }
+    moved = [
+        {"layer": f"{kind}.weight", "kind": kind, "change": 0.01 * number}
+        for number, kind in enumerate(("cross-attention", "self-attention", "other"), 1)
+    ]
+    return _table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
 
 
 def samples(store: Store, prompts: tuple[str, ...], name: str) -> Artifact:

@@ -1,11 +1,12 @@
 """Evaluate: base and customized model on the same prompts and noise; alignment and KID, with intervals (section 4)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from customdiff_core import images, recipes, stages, tables
@@ -14,14 +15,13 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
 from customdiff_core.evaluation.identity import colours, recognised
-from customdiff_core.evaluation.intervals import crossed_bootstrap
+from customdiff_core.evaluation.intervals import crossed_interval
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.sampling import generate
-from customdiff_core.seeding import numpy_rng
 from customdiff_core.weights import encoder_digest
 
 SUBJECTS = ("base", "customized")
@@ -90,15 +90,16 @@ def evaluate(
 
     def produce(folder: Path) -> int:
         judge = Judge(profile, store, runtime)
-        samples = _sample_sets(concept, delta, profile, config, store, runtime, progress)
+        real = validation(concept, profile, config.kid_images, store=store)
+        samples = _sample_sets(concept, delta, real, profile, config, store, runtime, progress)
         scores = pd.concat([_scores(concept, subject, samples[subject], judge, store) for subject in SUBJECTS])
         rows = _alignment_rows(scores, profile, config)
-        rows += _kid_rows(concept, samples, profile, config, judge, store)
+        rows += _kid_rows(real, samples, profile, config, judge, store)
         tables.write(folder / "scores.parquet", scores)
-        sources = {**samples, "validation": validation(concept, profile, config.kid_images, store=store)}
+        sources = {**samples, "validation": real}
         tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in sources.items()])
         trained = store.manifest(delta).recipe.config
-        origin = {"method": trained["method"], "seed": trained["seed"]}
+        origin = {"method": trained["method"], "seed": trained.get("seed", 0)}
         return tables.write(folder / "metrics.parquet", [{**row, **origin} for row in rows])
 
     return store.make(stages.evaluate(concept, delta, profile, config), produce)
@@ -107,6 +108,7 @@ def evaluate(
 def _sample_sets(
     concept: Concept,
     delta: Artifact,
+    real: Artifact,
     profile: Profile,
     config: EvaluateConfig,
     store: Store,
@@ -114,8 +116,7 @@ def _sample_sets(
     progress: Progress,
 ) -> dict[str, Artifact]:
     """Draw the concept's prompts and the KID captions with both models; each set is an artifact of its own."""
-    real = tables.read(store, validation(concept, profile, config.kid_images, store=store), "validation", ["caption"])
-    captions = tuple(real["caption"])
+    captions = tuple(tables.read(store, real, "validation", ["caption"])["caption"])
     jobs = {
         "base": (tuple(concept.with_category(prompt) for prompt in concept.prompts), config.seeds, None),
         "customized": (tuple(concept.with_concept(prompt) for prompt in concept.prompts), config.seeds, delta),
@@ -187,29 +188,36 @@ def _identity(concept: Concept, drawn: list[bytes], seen: Vectors, judge: Judge)
 
 def _alignment_rows(scores: pd.DataFrame, profile: Profile, config: EvaluateConfig) -> list[tables.Row]:
     rows: list[tables.Row] = []
-    for metric in scores.columns.difference(["prompt_id", "seed", "subject"], sort=False):
-        grids = {
-            subject: part.pivot_table(index="prompt_id", columns="seed", values=metric).to_numpy()
-            for subject, part in scores.groupby("subject")
-        }
+    for metric, grids in grids_of(scores):
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
-            low, high = crossed_bootstrap(grid, config.bootstrap, config.confidence, numpy_rng("bootstrap", metric))
-            rows.append(_row(str(subject), metric, profile, float(grid.mean()), low, high, grid.size))
+            low, high = crossed_interval(grid[None], config.confidence)
+            rows.append(_row(subject, metric, profile, float(grid.mean()), low, high, grid.size))
     return rows
 
 
+def grids_of(scores: pd.DataFrame) -> Iterator[tuple[str, dict[str, npt.NDArray[np.float64]]]]:
+    """Yield each metric of a table of scores with a (prompts, seeds) array a subject."""
+    for metric in scores.columns.difference(["prompt_id", "seed", "subject"], sort=False):
+        yield (
+            str(metric),
+            {
+                str(subject): part.pivot_table(index="prompt_id", columns="seed", values=metric).to_numpy()
+                for subject, part in scores.groupby("subject", sort=False)
+            },
+        )
+
+
 def _kid_rows(
-    concept: Concept, samples: dict[str, Artifact], profile: Profile, config: EvaluateConfig, judge: Judge, store: Store
+    real: Artifact, samples: dict[str, Artifact], profile: Profile, config: EvaluateConfig, judge: Judge, store: Store
 ) -> list[tables.Row]:
     """KID of both models on the category's held-out captions; the difference says what customization forgot."""
-    real_set = validation(concept, profile, config.kid_images, store=store)
-    real = judge.images(tables.read(store, real_set, "validation", ["image"])["image"].tolist())
+    true = judge.images(tables.read(store, real, "validation", ["image"])["image"].tolist())
     rows: list[tables.Row] = []
     for subject in SUBJECTS:
         drawn = judge.images(tables.read(store, samples[f"kid_{subject}"], "samples", ["image"])["image"].tolist())
-        value = kid(drawn, real, config.kid_subset_size, config.kid_subsets)
-        low, high = kid_interval(drawn, real, config.confidence)
+        value = kid(drawn, true, config.kid_subset_size, config.kid_subsets)
+        low, high = kid_interval(drawn, true, config.confidence)
         rows.append(_row(subject, "kid", profile, value, low, high, len(drawn)))
     return rows
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from customdiff_core import figures, stages, tables
 from customdiff_core.artifacts import Artifact, Store
@@ -28,14 +27,15 @@ from customdiff_core.errors import StoreError
 from customdiff_core.evaluation.results import (
     PromptRow,
     compare,
-    interval,
     number,
     picture,
     side_by_side,
     sources,
+    template,
     views,
     when,
 )
+from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
 
 STAGES: dict[str, tuple[str, type[Frozen]]] = {
@@ -70,7 +70,7 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile, *, st
 
     Args:
         concept: its pictures, words and licence.
-        chain: regularization, training_set, delta and metrics, and the index where there is one.
+        chain: training_set, delta and metrics, and regularization and index where there are any.
         profile: the base model.
         store: where the artifacts are, and the result goes.
 
@@ -80,7 +80,8 @@ def report(concept: Concept, chain: dict[str, Artifact], profile: Profile, *, st
     Raises:
         StoreError: if an artifact that the metrics were made from is no longer in the store.
     """
-    if missing := [kind for kind in STAGES if kind != "index" and kind not in chain]:
+    needed = set(STAGES) - {"index"} - (set[str]() if regularized(chain, store) else {"regularization"})
+    if missing := [kind for kind in STAGES if kind in needed and kind not in chain]:
         raise StoreError(
             f"report of metrics {chain['metrics'].key}: found no {', '.join(missing)} that it was made from, need each "
             f"stage's artifact; run customize/{concept.name} again"
@@ -97,9 +98,7 @@ def render(concept: Concept, chain: dict[str, Artifact], profile: Profile, store
     """Return the page's HTML; captions and names are escaped, since nobody vouches for them."""
     metrics = chain["metrics"]
     table = tables.read(store, metrics, "metrics")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "interval": interval}
-    page = environment.from_string(stages.REPORT_TEMPLATE.read_text(encoding="utf-8"))
+    page = template(stages.REPORT_TEMPLATE)
     evaluation = store.manifest(metrics).recipe.config
     rows = side_by_side(metrics, store)
     return page.render(
@@ -115,11 +114,19 @@ def render(concept: Concept, chain: dict[str, Artifact], profile: Profile, store
         comparisons={one.metric: one for one in compare(table)},
         metrics_chart=figures.chart_uri(figures.metrics_chart(table)),
         copies=_copies(metrics, store),
-        retrieved=_retrieved(chain["regularization"], store),
+        method=methods.get(store.manifest(chain["delta"]).recipe.config["method"]),
+        retrieved=_retrieved(chain["regularization"], store) if regularized(chain, store) else None,
         views=_views(chain["training_set"], store),
         trained=_trained(chain["delta"], store),
         stages=[_stage(chain[kind], kind, store) for kind in STAGES if kind in chain],
         artifacts=[_record(name, one, store) for name, one in (chain | sources(metrics, store)).items()],
+    )
+
+
+def regularized(chain: dict[str, Artifact], store: Store) -> bool:
+    """Whether the training saw regularization images."""
+    return "training_set" not in chain or bool(
+        store.manifest(chain["training_set"]).recipe.inputs.get("regularization", "?")
     )
 
 
@@ -146,7 +153,7 @@ def _retrieved(regularization: Artifact, store: Store) -> dict[str, Any]:
         Shown(figures.thumbnail_uri(hit["image"], 72), str(hit["caption"]), number(hit["similarity"]))
         for hit in table.to_dict("records")
     ]
-    limit = store.manifest(regularization).recipe.config["min_similarity"]
+    limit = store.manifest(regularization).recipe.config.get("min_similarity")
     chart = figures.similarity_histogram(table["similarity"].tolist(), limit)
     return {"hits": hits, "limit": limit, "chart": figures.chart_uri(chart), "least": float(table["similarity"].min())}
 

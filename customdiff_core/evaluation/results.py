@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, StrictUndefined, Template
 from safetensors import safe_open
 
 from customdiff_core import figures, images, tables
@@ -97,6 +99,13 @@ def views(training_set: Artifact, store: Store, count: int = VIEWS_SHOWN) -> lis
     with safe_open(store.path(training_set) / "latents.safetensors", "np") as file:
         masks = file.get_slice("mask")
         return [{**record, "mask": masks[int(record["latent_row"])][0]} for record in records]
+
+
+def template(path: Path) -> Template:
+    """Open a page's Jinja template: everything put in is escaped, and a missing name is an error."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "interval": interval}
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def number(value: float, *, digits: int = 3, signed: bool = False) -> str:

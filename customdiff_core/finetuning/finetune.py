@@ -1,8 +1,13 @@
-"""Finetune: Custom Diffusion. Only K, V and V* are trained, on the concept and its regularization images together."""
+"""Finetune: teach the base model one concept or several together, with any of the methods.
 
-import json
+Joint training takes several concepts, each with its training set, and sees each equally often. Sequential training starts
+from the weights of a parent delta and keeps its tokens.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -12,122 +17,210 @@ from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime, SampleConfig
 from customdiff_core.devices import resolve_device
-from customdiff_core.finetuning.components import Components, latent_scale, load_components, load_vae
-from customdiff_core.finetuning.cross_attention import train_keys_and_values
+from customdiff_core.errors import TrainingError
+from customdiff_core.finetuning import methods
+from customdiff_core.finetuning.components import (
+    Components,
+    Condition,
+    Network,
+    latent_scale,
+    load_components,
+    load_unet_weights,
+    load_vae,
+)
 from customdiff_core.finetuning.loop import HISTORY, Examples, Trainer
 from customdiff_core.finetuning.modifier_token import add_modifier_tokens
+from customdiff_core.finetuning.schedule import rate_factor
+from customdiff_core.finetuning.trained_parameters import train_parameters
+from customdiff_core.finetuning.weight_change import weight_changes
+from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import draw_images
 
+CAPTIONS = 32  # encoded together
+
 
 def finetune(
-    concept: Concept,
-    training_set: Artifact,
+    concepts: tuple[Concept, ...],
+    training_sets: tuple[Artifact, ...],
     profile: Profile,
     config: FinetuneConfig,
     *,
+    parent: Artifact | None = None,
     store: Store,
     runtime: Runtime = Runtime(),
     progress: Progress = silent,
 ) -> Artifact:
-    """Teach the base model the concept.
+    """Teach the base model concepts.
 
     Args:
-        concept: its token, and the words for previews.
-        training_set: from `augment`.
+        concepts: their tokens, and the words for previews; as their method says them (`Method.words`).
+        training_sets: of each concept, from `augment`.
         profile: the base model.
-        config: the method's settings.
+        config: method and settings.
+        parent: a delta to go on from, with what it was taught (sequential training).
         store: where the delta goes, and the checkpoints while it is made.
         runtime: device, and how often a checkpoint is written.
         progress: told after every step.
 
     Returns:
-        A `delta` artifact: delta.safetensors, history.parquet (one row a step) and previews.parquet.
+        A `delta` artifact: delta.safetensors, history.parquet (one row a step), previews.parquet and weight_change.parquet
+        (how far each weight moved).
 
     Raises:
-        ModifierTokenError, TrainingError, WeightsError: with what to do.
+        ModifierTokenError, TrainingError, WeightsError, DeltaError: with what to do.
     """
-    recipe = stages.finetune(concept, training_set, profile, config)
+    recipe = stages.finetune(concepts, training_sets, profile, config, parent)
 
     def produce(folder: Path) -> int:
-        trainer = make_trainer(concept, training_set, profile, config, store, runtime)
+        before = deltas.load(store.path(parent) / deltas.FILE) if parent else None
+        trainer = make_trainer(concepts, training_sets, profile, config, store, runtime, before)
         scratch = store.scratch(recipe.kind, recipe.base_key)
         vae = load_vae(profile.model).to(trainer.components.device)
 
         def on_step(state: Trainer) -> None:
             progress(state.step, config.steps, f"loss {state.history[-1][0]:.4f}")
-            if state.step % config.preview_every == 0 and state.step < config.steps:
-                _preview(scratch, state, vae, concept, profile.evaluate.sample)
+            if state.step % config.preview_every == 0 and not state.finished:
+                _preview(scratch, state, vae, concepts, profile.evaluate.sample)
 
         trainer.run(scratch, runtime.checkpoint_every, on_step)
-        _preview(scratch, trainer, vae, concept, profile.evaluate.sample)
+        _preview(scratch, trainer, vae, concepts, profile.evaluate.sample)
         with trainer.averaged():
-            deltas.save(folder / "delta.safetensors", _delta(trainer, concept, training_set))
+            made = _delta(trainer, concepts, before, recipe.inputs)
+        deltas.save(folder / deltas.FILE, made)
+        base = load_unet_weights(profile.model, tuple(made.weights)) if made.weights else {}
+        tables.write(folder / "weight_change.parquet", weight_changes(made, base))
         _write_history(folder / "history.parquet", trainer)
-        _write_previews(folder / "previews.parquet", scratch, config)
-        return config.steps
+        _write_previews(folder / "previews.parquet", scratch, trainer)
+        return trainer.step
 
     # Seconds and the last bit of a picture differ from process to process; the weights do not.
     return store.make(recipe, produce, volatile=("history.parquet", "previews.parquet"))
 
 
 def make_trainer(
-    concept: Concept, training_set: Artifact, profile: Profile, config: FinetuneConfig, store: Store, runtime: Runtime
+    concepts: Sequence[Concept],
+    training_sets: Sequence[Artifact],
+    profile: Profile,
+    config: FinetuneConfig,
+    store: Store,
+    runtime: Runtime,
+    parent: deltas.Delta | None = None,
 ) -> Trainer:
-    """Load the base model and the training set, and mark what is trained."""
+    """Load the base model and the training sets, and mark what is trained.
+
+    Raises:
+        TrainingError: if the method trains V* and the concepts have none to train, or a view is to be withheld from too few.
+    """
+    method = methods.get(config.method)
     components = load_components(profile.model)
-    modified = add_modifier_tokens(components, [concept.modifier_token], [concept.initializer_token])
-    weights = train_keys_and_values(components.unet, detach_bos=config.detach_bos)
+    if parent is not None:
+        deltas.apply(components, parent)
+    rows: dict[str, torch.nn.Parameter] = {}
+    if method.token == "new":
+        words = [concept.modifier_token for concept in concepts], [concept.initializer_token for concept in concepts]
+        rows = {encoder.name: add_modifier_tokens(encoder, *words).rows for encoder in components.encoders}
+    weights = train_parameters(components.unet, method.trains, detach_bos=config.detach_bos)
+    if runtime.gradient_checkpointing:
+        components.unet.enable_gradient_checkpointing()
     components.to(resolve_device(runtime.device))
-    return Trainer(components, _examples(components, training_set, profile, store), modified.rows, weights, config)
+    return Trainer(components, make_examples(components, training_sets, profile, config, store), rows, weights, config)
 
 
-def _examples(components: Components, training_set: Artifact, profile: Profile, store: Store) -> Examples:
-    table = tables.read(store, training_set, "examples", ["role", "prompt"])
-    tensors = latents.load_latents(store.path(training_set) / "latents.safetensors")
-    concept = table["role"] == "concept"
-    captions = table.loc[~concept, "prompt"].tolist()
-    with torch.no_grad():
-        features = torch.cat([text.encode(components, captions[at : at + 32]) for at in range(0, len(captions), 32)])
+def make_examples(
+    components: Components, training_sets: Sequence[Artifact], profile: Profile, config: FinetuneConfig, store: Store
+) -> Examples:
+    """Join training sets: all their views first, then all their regularization images."""
+    loaded = [tables.read(store, one, "examples", ["role", "prompt"]) for one in training_sets]
+    tensors = [latents.load_latents(store.path(one) / "latents.safetensors") for one in training_sets]
+    is_view = [torch.tensor((table["role"] == "concept").tolist()) for table in loaded]
+    joined = {
+        name: torch.cat(
+            [one[name][mask == wanted] for wanted in (True, False) for one, mask in zip(tensors, is_view, strict=True)]
+        )
+        for name in ("mean", "logvar", "mask")
+    }
+    views = _groups([int(mask.sum()) for mask in is_view], 0)
+    priors = _groups([int((~mask).sum()) for mask in is_view], sum(map(len, views)))
+    table = pd.concat(loaded)
+    held = config.early_stop.views if config.early_stop else 0
+    if any(len(group) <= held for group in views):
+        raise TrainingError(
+            f"early stop: found {min(map(len, views))} views of a concept, need more than the {held} that are withheld; "
+            "raise augment.views or lower early_stop.views"
+        )
     return Examples(
-        mean=tensors["mean"],
-        logvar=tensors["logvar"],
-        mask=tensors["mask"],
-        prompts=table.loc[concept, "prompt"].tolist(),
-        prior_features=features.cpu(),
+        **joined,
+        prompts=table.loc[table["role"] == "concept", "prompt"].tolist(),
+        prior=_prior(components, table.loc[table["role"] != "concept", "prompt"].tolist()),
         latent_scale=latent_scale(profile.model),
+        views=[group[: len(group) - held] for group in views],
+        priors=priors,
+        withheld=[row for group in views for row in group[len(group) - held :]],
     )
 
 
-def _delta(trainer: Trainer, concept: Concept, training_set: Artifact) -> deltas.Delta:
-    return deltas.Delta(
-        weights=trainer.weights,
-        tokens={concept.modifier_token: trainer.rows[0]},
-        metadata={
-            "base_digest": trainer.components.digest,
-            "method": trainer.config.method,
-            "concepts": json.dumps([concept.name]),
-            "categories": json.dumps([concept.category]),
-            "initializer_tokens": json.dumps([concept.initializer_token]),
-            "training_set": training_set.key,
-            "config": trainer.config.model_dump_json(),
-        },
+def _groups(sizes: Sequence[int], start: int) -> list[range]:
+    """Consecutive rows."""
+    groups: list[range] = []
+    for size in sizes:
+        groups.append(range(start, start + size))
+        start += size
+    return groups
+
+
+@torch.no_grad()
+def _prior(components: Components, captions: list[str]) -> Condition | None:
+    """The regularization captions, encoded once; kept on the CPU."""
+    parts = [text.encode(components, captions[at : at + CAPTIONS]) for at in range(0, len(captions), CAPTIONS)]
+    if not parts:
+        return None
+    whole = Condition.cat(parts)
+    return Condition(whole.features.cpu(), None if whole.pooled is None else whole.pooled.cpu())
+
+
+def _delta(
+    trainer: Trainer, concepts: Sequence[Concept], parent: deltas.Delta | None, inputs: dict[str, str]
+) -> deltas.Delta:
+    """What was trained, on top of what the parent knew."""
+    tokens = dict(parent.tokens) if parent else {}
+    for number, concept in enumerate(concepts if trainer.rows else ()):
+        rows = {encoder: rows[number].detach().clone() for encoder, rows in trainer.rows.items()}
+        tokens[concept.modifier_token] = rows
+    kept = dict(trainer.components.unet.named_parameters())
+    names = sorted({*trainer.weights, *(parent.names if parent else ())})
+    lineage = Lineage(
+        base_digest=trainer.components.digest,
+        method=trainer.config.method,
+        concepts=(*(parent.lineage.concepts if parent else ()), *(taught(one) for one in concepts)),
+        settings=trainer.config.model_dump(mode="json"),
+        inputs=inputs,
     )
+    return deltas.Delta({name: kept[name].detach().clone() for name in names}, tokens, lineage)
+
+
+def taught(concept: Concept) -> Taught:
+    """A concept as a delta's lineage names it."""
+    return Taught.model_validate(concept.model_dump(include=set(Taught.model_fields)))
 
 
 def _write_history(path: Path, trainer: Trainer) -> None:
-    rate = trainer.config.learning_rate
     rows = [
-        {"step": step, **dict(zip(HISTORY, values, strict=True)), "learning_rate": rate, "seconds": seconds}
+        {
+            "step": step,
+            **dict(zip(HISTORY, values, strict=True)),
+            "learning_rate": trainer.rates[0] * rate_factor(step - 1, trainer.config),
+            "seconds": seconds,
+        }
         for step, (values, seconds) in enumerate(zip(trainer.history, trainer.seconds, strict=True), 1)
     ]
     tables.write(path, rows)
 
 
-def _preview(scratch: Path, trainer: Trainer, vae, concept: Concept, sample: SampleConfig) -> None:  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
+def _preview(scratch: Path, trainer: Trainer, vae: Network, concepts: Sequence[Concept], sample: SampleConfig) -> None:
     """Draw the preview prompts side by side and keep them with the checkpoints, so that a resumed run has them all."""
-    prompts = [concept.with_concept(prompt) for prompt in trainer.config.preview_prompts]
+    prompts = [concept.with_concept(prompt) for concept in concepts for prompt in trainer.config.preview_prompts]
     with trainer.averaged():
         drawn = draw_images(trainer.components, vae, prompts, (0,), sample)
     strip = Image.new("RGB", (sum(image.width for image in drawn), drawn[0].height))
@@ -136,8 +229,9 @@ def _preview(scratch: Path, trainer: Trainer, vae, concept: Concept, sample: Sam
     write_atomic(scratch / f"preview-{trainer.step:07d}.png", images.encode(strip))
 
 
-def _write_previews(path: Path, scratch: Path, config: FinetuneConfig) -> None:
+def _write_previews(path: Path, scratch: Path, trainer: Trainer) -> None:
     """Keep this run's previews, not the last one of a shorter run that it went on from: equal recipes, equal artifacts."""
-    steps = [*range(config.preview_every, config.steps, config.preview_every), config.steps]
+    every = trainer.config.preview_every
+    steps = [*range(every, trainer.step, every), trainer.step]
     files = [(step, scratch / f"preview-{step:07d}.png") for step in steps]
     tables.write(path, [{"step": step, "image": file.read_bytes()} for step, file in files if file.is_file()])

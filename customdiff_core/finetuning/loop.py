@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,9 +15,13 @@ from customdiff_core import text
 from customdiff_core.config import FinetuneConfig
 from customdiff_core.devices import autocast, grad_scaler
 from customdiff_core.errors import TrainingError
+from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.checkpoints import newest_checkpoint, save_checkpoint
-from customdiff_core.finetuning.components import Components
-from customdiff_core.finetuning.loss import instance_loss, prior_loss, target_of
+from customdiff_core.finetuning.components import Components, Condition
+from customdiff_core.finetuning.early_stop import Watch
+from customdiff_core.finetuning.loss import instance_loss, prior_loss, target_of, timestep_weights
+from customdiff_core.finetuning.optimizers import make_optimizer
+from customdiff_core.finetuning.schedule import rate_factor
 from customdiff_core.seeding import torch_generator
 
 logger = logging.getLogger(__name__)
@@ -27,30 +31,36 @@ HISTORY = ("loss", "instance_loss", "prior_loss", "gradient_norm")
 
 @dataclass
 class Examples:
-    """A training set in memory: N views, then M regularization images.
+    """Training sets in memory: N views, then M regularization images.
 
-    `mean` and `logvar` (N + M, 4, h, w), `mask` (N + M, 1, h, w), `prompts` of the views, and `prior_features`
-    (M, L, D): the regularization captions, encoded once, since nothing that is trained changes them.
+    `mean` and `logvar` (N + M, 4, h, w), `mask` (N + M, 1, h, w), `prompts` of the views, and `prior` (M, L, D): the
+    regularization captions, encoded once, since nothing that is trained changes them; None without such images.
+    `views` and `priors` are the rows of each concept, of which each is seen equally often; `withheld` are views that
+    training never sees.
     """
 
     mean: torch.Tensor
     logvar: torch.Tensor
     mask: torch.Tensor
     prompts: list[str]
-    prior_features: torch.Tensor
+    prior: Condition | None
     latent_scale: float
+    views: Sequence[Sequence[int]]
+    priors: Sequence[Sequence[int]]
+    withheld: Sequence[int] = ()
 
 
 @dataclass
 class Trainer:
     """One fine-tuning: the network, what is trained of it, and the optimizer's state.
 
-    Every draw is named by (seed, step), so that a step needs no state but the weights and the optimizer's.
+    `rows` are the new tokens' (n, D), by text encoder; `weights` the UNet's, by name. Every draw is named by (seed, batch),
+    so that a step needs no state but the weights and the optimizer's.
     """
 
     components: Components
     examples: Examples
-    rows: torch.nn.Parameter
+    rows: dict[str, torch.nn.Parameter]
     weights: dict[str, torch.nn.Parameter]
     config: FinetuneConfig
     step: int = 0
@@ -58,19 +68,24 @@ class Trainer:
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = self.config
-        groups = [
-            {"params": list(self.weights.values()), "lr": config.learning_rate},
-            {"params": [self.rows], "lr": config.modifier_learning_rate},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-        self.scaler = grad_scaler(self.components.device, config.precision)
+        config, device = self.config, self.components.device
+        self.rates = methods.get(config.method).rates(config)
+        groups = zip((list(self.weights.values()), list(self.rows.values())), self.rates, strict=True)
+        self.optimizer = make_optimizer(groups, config, device)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = grad_scaler(device, config.precision)
         self.average = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
+        self.watch = Watch(config.early_stop)
 
     @property
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """Everything with a gradient, by name."""
-        return {**self.weights, "modifier_rows": self.rows}
+        return {**self.weights, **{f"modifier_rows.{encoder}": rows for encoder, rows in self.rows.items()}}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or nothing more is learnt."""
+        return self.step >= self.config.steps or self.watch.is_over
 
     def run(
         self, folder: Path, checkpoint_every: int, on_step: Callable[["Trainer"], None] = lambda trainer: None
@@ -81,54 +96,66 @@ class Trainer:
             TrainingError: when the loss is no longer a number; the last good checkpoint stays.
         """
         self.resume(folder)
-        while self.step < self.config.steps:
+        while not self.finished:
             started = time.monotonic()
             losses = self.train_step()
             if not all(math.isfinite(value) for value in losses):
                 raise TrainingError(
                     f"training step {self.step + 1}: found loss {losses[0]}, need a finite one; lower learning_rate "
-                    f"(now {self.config.learning_rate:g}) or use fp32; the checkpoint of step {self.saved_step} is kept"
+                    f"(now {self.rates[0]:g}) or use fp32; the checkpoint of step {self.saved_step} is kept"
                 )
             self.step += 1
             self.history.append(losses)
+            self.watch.look(self.step, self.withheld_loss, self.average)
             self.seconds.append(time.monotonic() - started)
             on_step(self)  # before the checkpoint: what it draws is not skipped by a run that goes on from there
-            if self.step % checkpoint_every == 0 or self.step == self.config.steps:
+            if self.step % checkpoint_every == 0 or self.finished:
                 save_checkpoint(folder, self.step, self.state())
                 self.saved_step = self.step
 
     def train_step(self) -> list[float]:
-        """One optimizer step; returns loss, instance loss, prior loss and gradient norm."""
-        config, network = self.config, self.components
-        views, priors = self.batch()
-        generator = torch_generator("train", config.seed, self.step)
-        picked = torch.cat([views, priors + len(self.examples.prompts)])
-        device = network.device
-        clean = latent_space.draw(
-            self.examples.mean[picked].to(device),
-            self.examples.logvar[picked].to(device),
-            self.examples.latent_scale,
-            generator,
-        )
+        """One optimizer step; returns loss, instance loss, prior loss (means over its batches) and gradient norm."""
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * rate_factor(self.step, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        batches = self.config.gradient_accumulation
+        sums = [0.0, 0.0, 0.0]
+        for number in range(self.step * batches, (self.step + 1) * batches):
+            losses = self.losses(*self.batch(number), torch_generator("train", self.config.seed, number))
+            self.scaler.scale(losses[0] / batches).backward()
+            sums = [total + float(value.detach()) for total, value in zip(sums, losses, strict=True)]
+        return [*(total / batches for total in sums), self.update()]
+
+    def losses(
+        self, views: torch.Tensor, priors: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Total, instance and prior loss of one batch, given by its rows of the examples."""
+        config, network, examples = self.config, self.components, self.examples
+        picked, device = torch.cat([views, priors]), network.device
+        mean, logvar = examples.mean[picked].to(device), examples.logvar[picked].to(device)
+        clean = latent_space.draw(mean, logvar, examples.latent_scale, generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         times = torch.randint(network.noise_scheduler.config.num_train_timesteps, (len(picked),), generator=generator)
         times = times.to(device)
+        if config.noise_offset:
+            noise = noise + config.noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator).to(device)
         noisy = network.noise_scheduler.add_noise(clean, noise, times)
         with autocast(device, config.precision):
-            features = text.encode(network, [self.examples.prompts[view] for view in views.tolist()])
-            condition = torch.cat([features, self.examples.prior_features[priors].to(features)])
-            prediction = network.unet(noisy, times, condition).sample.float()
+            condition = text.encode(network, [examples.prompts[view] for view in views.tolist()])
+            if len(priors) and examples.prior is not None:
+                prior_condition = examples.prior.take(priors - len(examples.prompts)).like(condition)
+                condition = Condition.cat([condition, prior_condition])
+            prediction = network.predict(noisy, times, condition).float()
         target = target_of(network.noise_scheduler, clean, noise, times)
-        half = len(views)
-        instance = instance_loss(prediction[:half], target[:half], self.examples.mask[views].to(device))
-        prior = prior_loss(prediction[half:], target[half:]) if len(priors) else instance.new_zeros(())
-        loss = config.instance_weight * instance + config.prior_weight * prior
-        return [*(float(value.detach()) for value in (loss, instance, prior)), self.update(loss)]
+        weights = timestep_weights(network.noise_scheduler, times, config.min_snr_gamma)
+        half, mask = len(views), examples.mask[views].to(device)
+        instance = instance_loss(prediction[:half], target[:half], mask, weights[:half])
+        no_prior = instance.new_zeros(())
+        prior = prior_loss(prediction[half:], target[half:], weights[half:]) if len(priors) else no_prior
+        return config.instance_weight * instance + config.prior_weight * prior, instance, prior
 
-    def update(self, loss: torch.Tensor) -> float:
-        """Back-propagate, clip and step; returns the gradient's norm before clipping."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+    def update(self) -> float:
+        """Clip and step; returns the gradient's norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.gradient_clip))
         self.scaler.step(self.optimizer)
@@ -138,11 +165,28 @@ class Trainer:
         # fp16 skips a step whose gradient overflowed and lowers its scale: that is no failure.
         return norm if math.isfinite(norm) or not self.scaler.is_enabled() else 0.0
 
+    @torch.no_grad()
+    def withheld_loss(self) -> float:
+        """The averaged weights' loss on the withheld views, on the same noise every time."""
+        with self._instead(self.average):
+            parts = [
+                float(self.losses(rows, torch.tensor([], dtype=torch.long), torch_generator("withheld", number))[1])
+                for number in range(4)
+                for rows in torch.tensor(self.examples.withheld).split(self.config.batch_size)
+            ]
+        return sum(parts) / len(parts)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Put the result in place of the weights, for drawing and saving; training goes on from the weights.
+
+        The result is the moving average or, at the end of a training that was watched, the best average.
+        """
+        return self._instead(self.watch.best if self.finished and self.watch.best else self.average)
+
     @contextmanager
-    def averaged(self) -> Generator[None]:
-        """Put the moving average in place of the weights, for drawing and saving; training goes on from the weights."""
+    def _instead(self, values: dict[str, torch.Tensor]) -> Generator[None]:
         kept = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
-        self._put(self.average)
+        self._put(values)
         try:
             yield
         finally:
@@ -153,13 +197,12 @@ class Trainer:
         for name, tensor in self.trained.items():
             tensor.copy_(values[name])
 
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the views and the regularization images of this step: each goes round in its own shuffled order."""
-        size, config = self.config.batch_size, self.config
-        views = _cycle("views", config.seed, self.step * size, size, len(self.examples.prompts))
-        total = len(self.examples.prior_features)
-        priors = _cycle("priors", config.seed, self.step * size, size, total) if total and config.prior_weight else []
-        return torch.tensor(views), torch.tensor(priors, dtype=torch.long)
+    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the views and the regularization images of batch `number`: the concepts take turns in each."""
+        size, seed = self.config.batch_size, self.config.seed
+        views = _turns("views", seed, number * size, size, self.examples.views)
+        wanted = self.examples.priors if self.config.prior_weight else ()
+        return views, _turns("priors", seed, number * size, size, wanted)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the next step depends on, and the history so far."""
@@ -171,7 +214,7 @@ class Trainer:
         state["history"] = torch.tensor(self.history, dtype=torch.float64)
         state["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         state["scale"] = torch.tensor(self.scaler.get_scale())
-        return state
+        return state | self.watch.state()
 
     def resume(self, folder: Path) -> None:
         """Take up the newest checkpoint, if there is one."""
@@ -191,6 +234,7 @@ class Trainer:
                     slot: _slot(state[f"optimizer.{slot}.{name}"], slot, tensor) for slot in slots
                 }
         self.history, self.seconds = state["history"].tolist(), state["seconds"].tolist()
+        self.watch.resume(state, self.components.device)
         if self.scaler.is_enabled():
             self.scaler.update(float(state["scale"]))
 
@@ -200,10 +244,13 @@ def _slot(value: torch.Tensor, slot: str, tensor: torch.Tensor) -> torch.Tensor:
     return value.clone() if slot == "step" else value.to(tensor.device)
 
 
-def _cycle(name: str, seed: int, start: int, count: int, total: int) -> list[int]:
-    """Items start .. start + count of an endless round through `total`, reshuffled every time round."""
+def _turns(name: str, seed: int, start: int, count: int, groups: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Items start .. start + count when the groups take turns; each goes round in its own order, reshuffled every round."""
+    filled = [group for group in groups if group]
     picked: list[int] = []
-    for position in range(start, start + count):
-        order = torch.randperm(total, generator=torch_generator(name, seed, position // total))
-        picked.append(int(order[position % total]))
-    return picked
+    for position in range(start, start + count if filled else start):
+        turn, place = position % len(filled), position // len(filled)
+        group = filled[turn]
+        order = torch.randperm(len(group), generator=torch_generator(name, turn, seed, place // len(group)))
+        picked.append(group[int(order[place % len(group)])])
+    return torch.tensor(picked, dtype=torch.long)

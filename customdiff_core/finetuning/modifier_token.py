@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from customdiff_core.errors import ModifierTokenError
-from customdiff_core.finetuning.components import Components
+from customdiff_core.finetuning.components import TextEncoder
 
 
 class ModifierEmbedding(nn.Module):
@@ -22,10 +22,15 @@ class ModifierEmbedding(nn.Module):
         rows: (n, D) the modifier tokens' first values; their ids are V .. V + n - 1.
     """
 
-    def __init__(self, table: nn.Embedding, rows: torch.Tensor) -> None:
+    def __init__(self, table: "nn.Embedding | ModifierEmbedding", rows: torch.Tensor) -> None:
         super().__init__()
         self.table = table
         self.rows = nn.Parameter(rows.detach().clone())
+
+    @property
+    def num_embeddings(self) -> int:
+        """Known tokens, the modifier tokens included: on an extended table, another extension lies behind it."""
+        return self.table.num_embeddings + len(self.rows)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embed ids (B, L) to (B, L, D)."""
@@ -36,17 +41,13 @@ class ModifierEmbedding(nn.Module):
         return torch.where((ids >= known).unsqueeze(-1), modified, frozen)
 
 
-def add_modifier_tokens(
-    components: Components, tokens: Sequence[str], initializers: Sequence[str]
-) -> ModifierEmbedding:
-    """Teach tokenizer and text encoder new tokens, each starting as a copy of a rare one.
+def add_modifier_tokens(encoder: TextEncoder, tokens: Sequence[str], initializers: Sequence[str]) -> ModifierEmbedding:
+    """Teach a text encoder and its tokenizer new tokens, each starting as a copy of a rare one.
 
     Raises:
         ModifierTokenError: if a token is known already, or an initializer is not one token.
     """
-    tokenizer = components.tokenizer
-    embeddings = components.text_encoder.text_model.embeddings
-    table: nn.Embedding = embeddings.token_embedding
+    tokenizer, table = encoder.tokenizer, embedding_table(encoder)
     known = cast(dict[str, int], tokenizer.get_vocab())
     for token in tokens:
         if token in known:
@@ -56,9 +57,15 @@ def add_modifier_tokens(
             )
     ids = [_single_id(tokenizer, word) for word in initializers]
     tokenizer.add_tokens(list(tokens))
-    modified = ModifierEmbedding(table, table.weight[ids])
-    embeddings.token_embedding = modified.to(table.weight.device)
+    device = encoder.network.device
+    modified = ModifierEmbedding(table, table(torch.tensor(ids, device=device))).to(device)
+    encoder.network.text_model.embeddings.token_embedding = modified
     return modified
+
+
+def embedding_table(encoder: TextEncoder) -> "nn.Embedding | ModifierEmbedding":
+    """Return the encoder's token embedding as it is now."""
+    return encoder.network.text_model.embeddings.token_embedding
 
 
 def _single_id(tokenizer, word: str) -> int:  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]

@@ -6,7 +6,6 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -14,10 +13,10 @@ from customdiff_core.config import Device
 from customdiff_core.devices import resolve_device
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource
+from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_files
 
-Vectors = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 
 
@@ -53,12 +52,13 @@ class Encoder:
         with torch.inference_mode():
             parts = [
                 torch.nn.functional.normalize(encode(batch).float(), dim=-1).cpu().numpy()
-                for batch in _batches(items, self.batch_size)
+                for batch in batches(items, self.batch_size)
             ]
         return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
 
-def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Cut into lists of `size`, the last one perhaps shorter; of the items no more is held than one list."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

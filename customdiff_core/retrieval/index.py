@@ -2,7 +2,7 @@
 
     image.index  text.index  img_emb/  text_emb/  metadata/metadata_0000.parquet  images/
 
-`build` fills one with the embedded world; `Index` searches any.
+`build` fills one with the embedded world, `building.py` with anything else, and `local.py` searches any.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,13 @@ from pathlib import Path
 
 import faiss
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from customdiff_core import images, tables
 from customdiff_core.config import IndexConfig
-from customdiff_core.errors import RetrievalError
 from customdiff_core.progress import Progress, silent
-from customdiff_core.retrieval.encoder import Encoder, Vectors
+from customdiff_core.retrieval.encoder import Encoder
+from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.world.drawings import load_drawings
 from customdiff_core.world.scenes import CORPUS_BOOST, Scene, render_scene, sample_scenes
 
@@ -53,77 +52,6 @@ def build(
     _write_embeddings(folder, "text_emb", "text.index", texts)
     _write_metadata(folder, scenes)
     return len(scenes)
-
-
-class Index:
-    """A clip-retrieval folder, searched by its captions' embeddings.
-
-    Raises:
-        RetrievalError: if the folder is not a text index with as many captions as vectors.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        path = folder / "text.index"
-        if not path.is_file():
-            raise RetrievalError(f"index {folder}: found no text.index, need a clip-retrieval folder; build one first")
-        parts = sorted((folder / "metadata").glob("*.parquet"))
-        if not parts:
-            raise RetrievalError(
-                f"index {folder}: found no metadata/*.parquet, need the captions; copy the folder again"
-            )
-        try:
-            self._index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise RetrievalError(
-                f"index {folder}: found a text.index that faiss cannot read, need a whole one; copy the folder again"
-            ) from error
-        self.metadata = pd.concat([pd.read_parquet(part) for part in parts])
-        if missing := {"caption", "image_path"} - set(self.metadata.columns):
-            raise RetrievalError(
-                f"index {folder}: found no column {missing.pop()} in metadata/, need caption and image_path"
-            )
-        if len(self.metadata) != self._index.ntotal:
-            raise RetrievalError(
-                f"index {folder}: found {self._index.ntotal} vectors and {len(self.metadata)} captions, need as many; "
-                "build it again"
-            )
-
-    def __len__(self) -> int:
-        return int(self._index.ntotal)
-
-    def search(self, vector: Vectors, count: int) -> pd.DataFrame:
-        """Return the `count` captions nearest to a unit vector (1, D): item_id, similarity, caption, image_path.
-
-        Ordered by similarity rounded to 1e-4, then item id, so that equal captions have one order everywhere.
-
-        Raises:
-            RetrievalError: if the vector's width is not the index's.
-        """
-        if vector.shape[1] != self._index.d:
-            raise RetrievalError(
-                f"index {self.folder}: found width {self._index.d}, need {vector.shape[1]} of the retrieval encoder; "
-                "use the encoder that the index was built with"
-            )
-        similarity, ids = self._index.search(vector, len(self) if count >= len(self) else _with_ties(count, len(self)))
-        found = ids[0] >= 0  # an approximate index fills what it did not find with -1
-        hits = self.metadata.iloc[ids[0][found]][["caption", "image_path"]].copy()
-        hits["item_id"], hits["similarity"] = ids[0][found], np.round(similarity[0][found].astype(np.float64), 4)
-        ordered = hits.sort_values(["similarity", "item_id"], ascending=[False, True], kind="stable")
-        return ordered.head(count).reset_index(drop=True)
-
-    def read_image(self, image_path: str) -> bytes:
-        """Return an indexed image's bytes.
-
-        Raises:
-            ImageError: for a path that leaves the folder.
-        """
-        return images.read_picture(self.folder / image_path, self.folder)
-
-
-def _with_ties(count: int, total: int) -> int:
-    """Ask for more than is kept, so that equal similarities at the cut are ordered by id and not by chance."""
-    return min(total, 2 * count + 64)
 
 
 def _save_images(folder: Path, pictures: Sequence[Image.Image], start: int) -> None:

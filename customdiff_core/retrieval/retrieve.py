@@ -1,20 +1,29 @@
-"""Retrieve: the images whose captions are nearest to the class prompt (arXiv:2212.04488, section 3.2)."""
+"""Retrieve: the images whose captions are nearest to the class prompt (arXiv:2212.04488, section 3.2).
 
+Search, drop what the index itself speaks against, fetch in rounds until there are enough, and take the best-ranked:
+by similarity and never by arrival, so that the same index and the same links that answer give the same images.
+"""
+
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
-from customdiff_core import images, stages, tables
+from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import IndexConfig, RetrieveConfig, Runtime
-from customdiff_core.errors import RetrievalError
+from customdiff_core.errors import ConfigError, TooFewImagesError
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
+from customdiff_core.retrieval.candidates import Gathered, Session, gather
 from customdiff_core.retrieval.encoder import Encoder
-from customdiff_core.retrieval.index import Index, build
-from customdiff_core.retrieval.select import mark_dissimilar, mark_duplicates, take
+from customdiff_core.retrieval.fetch import Shelf
+from customdiff_core.retrieval.index import build
+from customdiff_core.retrieval.select import take
 from customdiff_core.settings import Settings
+
+COLUMNS = ("cand_id", "prompt", "rank", "similarity", "index_similarity", "source", "item_id", "url", "image_path", "caption",
+           "dup_group", "drop_reason")  # fmt: skip
 
 
 def build_index(
@@ -53,69 +62,78 @@ def retrieve(
 
     Args:
         concept: its class prompt is the query.
-        index: a built `index`; None takes the profile's own folder.
-        profile: names the retrieval encoder.
+        index: a built `index`; None takes the profile's own folder or backend.
+        profile: names the source and the retrieval encoder.
         config: how many, and how near.
         store: where the result goes.
-        runtime: device.
-        progress: told while images are read.
+        runtime: device, and connections at a time.
+        progress: told while images are read or fetched.
 
     Returns:
-        A `regularization` artifact: regularization.parquet (the images) and candidates.parquet (every hit, and why it
-        was dropped).
+        A `regularization` artifact: regularization.parquet (the images), candidates.parquet (every hit, and why it was
+        dropped) and attempts.parquet (every try to get one).
 
     Raises:
-        RetrievalError: if there are not that many.
+        RetrievalError: if the source cannot be searched; TooFewImagesError if there are not that many.
     """
-    folder = stages.index_folder(index, profile, store)
-
-    def produce(result: Path) -> int:
-        source = Index(folder)
-        if config.count > len(source):
-            raise RetrievalError(
-                f"regularization images: found an index of {len(source)}, need {config.count}; "
-                "ask for fewer (retrieve.count) or build a larger index"
-            )
-        candidates, data = _candidates(concept.class_prompt, source, profile, config, runtime, progress)
-        kept = take(candidates, config.count, concept.class_prompt)
-        tables.write(result / "candidates.parquet", candidates)
-        return tables.write(result / "regularization.parquet", _rows(kept, data))
-
-    return store.make(stages.retrieve(concept, index, profile, config, store), produce)
+    (made,) = retrieve_all([concept], index, profile, config, store=store, runtime=runtime, progress=progress)
+    return made
 
 
-def _candidates(
-    prompt: str, source: Index, profile: Profile, config: RetrieveConfig, runtime: Runtime, progress: Progress
-) -> tuple[pd.DataFrame, dict[int, bytes]]:
-    """Search, read and mark: the candidates table, and the images' bytes by candidate."""
-    vector = Encoder(profile.retrieval_encoder, runtime.device).texts([prompt])
-    hits = source.search(vector, max(config.candidates, config.count))
-    data: dict[int, bytes] = {}
-    for rank, path in enumerate(hits["image_path"]):
-        data[rank] = source.read_image(str(path))
-        progress(rank + 1, len(hits), "images read")
-    table = pd.DataFrame(
-        {
-            "cand_id": range(len(hits)),
-            "prompt": prompt,
-            "rank": range(len(hits)),
-            "similarity": hits["similarity"],
-            "source": "local",
-            "item_id": hits["item_id"],
-            "url": "",
-            "caption": hits["caption"],
-            "drop_reason": "",
-        }
-    )
-    marked = mark_dissimilar(table, config.min_similarity)
-    return mark_duplicates(marked, [images.digest(data[rank]) for rank in range(len(hits))]), data
+def retrieve_all(
+    concepts: Sequence[Concept],
+    index: Artifact | None,
+    profile: Profile,
+    config: RetrieveConfig,
+    *,
+    store: Store,
+    runtime: Runtime = Runtime(),
+    progress: Progress = silent,
+) -> list[Artifact]:
+    """Take `config.count` images for each concept in one pass: one encoder, one open index, no picture fetched twice.
+
+    Each artifact is the one that `retrieve` makes for its concept alone. Arguments and errors are those of `retrieve`.
+    """
+    if config.regularization == "none":
+        raise ConfigError(
+            "regularization: found none asked for, need retrieved or generated to make a set; train without one instead"
+        )
+    if config.regularization == "generated":
+        from customdiff_core.retrieval.alternatives import generate_all
+
+        return generate_all(concepts, profile, config, store=store, runtime=runtime, progress=progress)
+    session = Session(index, profile, config, store, runtime, progress)
+    made = [_retrieve(concept, index, profile, config, store, session) for concept in concepts]
+    for shelf in session.shelves:
+        shutil.rmtree(shelf.folder, ignore_errors=True)
+    return made
 
 
-def _rows(kept: pd.DataFrame, data: dict[int, bytes]) -> list[tables.Row]:
+def _retrieve(
+    concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, store: Store, session: Session
+) -> Artifact:
+    recipe = stages.retrieve(concept, index, profile, config, store)
+
+    def produce(folder: Path) -> int:
+        shelf = Shelf(store.scratch(recipe.kind, recipe.key))
+        gathered = gather(concept.class_prompt, session, shelf)
+        session.shelves.append(shelf)
+        try:
+            kept, candidates = take(gathered.table, gathered.usable, config.count, concept.class_prompt)
+        except TooFewImagesError as error:
+            raise TooFewImagesError(str(error), gathered.account()) from error
+        tables.write(folder / "candidates.parquet", candidates.filter(list(COLUMNS)))
+        tables.write(folder / "attempts.parquet", gathered.account().attempts)
+        return tables.write(folder / "regularization.parquet", _rows(gathered, kept.to_dict("records"), shelf))
+
+    return store.make(recipe, produce, volatile=("attempts.parquet",))
+
+
+def _rows(gathered: Gathered, kept: Sequence[dict[str, object]], shelf: Shelf) -> list[tables.Row]:
     rows: list[tables.Row] = []
-    for position, hit in enumerate(kept.to_dict("records")):
-        raw = data[int(hit["cand_id"])]
-        image = images.decode(raw, f"index item {hit['item_id']}")
+    for position, hit in enumerate(kept):
+        link = gathered.links[int(str(hit["item_id"]))]
+        picture = shelf.picture(link)
         rows.append(
             {
                 "position": position,
@@ -123,11 +141,11 @@ def _rows(kept: pd.DataFrame, data: dict[int, bytes]) -> list[tables.Row]:
                 "url": hit["url"],
                 "caption": hit["caption"],
                 "similarity": hit["similarity"],
-                "width": image.width,
-                "height": image.height,
-                "source_sha256": images.digest(raw),
-                "image": images.encode(image),
-                "round": 0,
+                "width": picture.width,
+                "height": picture.height,
+                "source_sha256": picture.sha256,
+                "image": picture.png,
+                "round": shelf.notes[link.digest]["round"],
             }
         )
     return rows

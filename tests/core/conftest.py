@@ -12,7 +12,12 @@ import torch
 import yaml
 from PIL import Image
 
+from customdiff_core import concepts
+from customdiff_core.artifacts import Artifact
+from customdiff_core.augmentation import augment
+from customdiff_core.config import AugmentConfig
 from customdiff_core.finetuning.components import Components, load_components
+from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.profiles import Profile
 
 MakeConcept = Callable[..., Path]
@@ -74,3 +79,12 @@ def make_concept(tmp_path: Path, noise_png: bytes) -> MakeConcept:
 def components(openmoji: Profile) -> Components:
     """The embedded base model, freshly loaded: a test may change it."""
     return load_components(openmoji.model)
+
+
+@pytest.fixture(scope="session")
+def dog_delta(chain) -> Artifact:
+    """A second concept, taught in as few steps as the chain's."""
+    dog = concepts.load("dog")
+    views = AugmentConfig(resolution=64, views=6)
+    training_set = augment(dog, chain.regularization, chain.profile, views, store=chain.store)
+    return finetune((dog,), (training_set,), chain.profile, chain.finetune_config, store=chain.store)

@@ -7,7 +7,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from customdiff_core import images, tables
-from customdiff_core.augmentation import FAR, NEAR, PASTE_BELOW, View, augment, draw_view, latent_mask, render_view
+from customdiff_core.augmentation import (
+    FAR,
+    NEAR,
+    PASTE_BELOW,
+    View,
+    augment,
+    draw_view,
+    latent_mask,
+    opaque_mask,
+    render_view,
+)
 from customdiff_core.config import AugmentConfig
 from customdiff_core.latents import load_latents
 
@@ -221,3 +231,42 @@ def test_it_is_made_once_and_equally_in_another_store(chain, store):
     link.symlink_to(chain.store.path(chain.regularization))
     other = augment(chain.concept, chain.regularization, chain.profile, chain.augment_config, store=store)
     assert other == chain.training_set  # sha256 of the content
+
+
+def test_without_random_sizes_every_view_is_the_whole_picture():
+    config = AugmentConfig(resolution=64, random_resize=False)
+    views = [draw_view(number, 3, config) for number in range(40)]
+    assert {(view.scale, view.top, view.left, view.prefix) for view in views} == {(64, 0, 0, "")}
+    assert {view.flip for view in views} == {True, False}
+    assert [view.picture for view in views[:4]] == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("scale", [30, 64, 80])
+def test_only_opaque_cells_count_and_a_mask_is_never_empty(scale: int):
+    view = View(0, scale, 4, 6, False, "")
+    mask = latent_mask(view, 64, 16)
+    left = Image.new("RGB", (64, 64), "black")
+    left.paste("white", (0, 0, 32, 64))
+    found = opaque_mask(left, view, mask, 64)
+    assert 0 < found.sum() < mask.sum()
+    assert (found <= mask).all()
+    columns = np.nonzero(found)[1]
+    assert columns.max() < np.nonzero(mask)[1].max()
+    assert np.array_equal(opaque_mask(Image.new("RGB", (64, 64), "black"), view, mask, 64), mask)
+    assert np.array_equal(opaque_mask(Image.new("RGB", (64, 64), "white"), view, mask, 64), mask)
+
+
+def test_a_mirrored_view_has_its_mask_mirrored():
+    left = Image.new("RGB", (64, 64), "black")
+    left.paste("white", (0, 0, 32, 64))
+    plain, mirrored = (
+        opaque_mask(left, View(0, 64, 0, 0, flip, ""), np.ones((16, 16), np.float32), 64) for flip in (False, True)
+    )
+    assert np.array_equal(plain[:, ::-1], mirrored)
+
+
+def test_a_training_set_may_have_no_regularization_images(chain):
+    config = AugmentConfig(resolution=64, views=3)
+    made = augment(chain.concept, None, chain.profile, config, store=chain.store)
+    assert set(tables.read(chain.store, made, "examples")["role"]) == {"concept"}
+    assert made.rows == 3

@@ -47,8 +47,8 @@ def test_an_unknown_concept_names_the_nearest(make_concept, tmp_path: Path):
     with pytest.raises(ConceptError) as error:
         concepts.load("teapott", data=tmp_path)
     assert str(error.value) == (
-        "concept: found 'teapott', need one of mug, teapot; did you mean 'teapot'? a new one is a folder "
-        f"{tmp_path}/concepts/teapott with concept.yaml and images/"
+        "concept: found 'teapott', need one of mug, teapot; a new one is a folder "
+        f"{tmp_path / 'concepts' / 'teapott'} with concept.yaml and images/; did you mean 'teapot'?"
     )
 
 

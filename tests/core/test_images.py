@@ -238,3 +238,30 @@ def test_what_this_project_wrote_is_a_png():
 
 def test_the_digest_is_of_the_bytes():
     assert images.digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_picture_carries_how_it_was_made_and_stays_the_same_picture():
+    image = Image.new("RGB", (16, 16), "red")
+    recipe = {"prompt": "a cät", "seed": 3, "guidance_scale": 7.5}
+    data = images.encode(image, recipe)
+    assert images.recipe_of(data) == recipe
+    assert images.encode(image, recipe) == data
+    assert images.open_trusted(data).tobytes() == image.tobytes()
+    with pytest.raises(ImageError, match="picture: found no customdiff text in it, need a PNG drawn by this program"):
+        images.recipe_of(images.encode(image))
+
+
+def test_opacity_is_the_alpha_channel_upright():
+    image = Image.new("RGBA", (20, 16), (255, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 10, 16))
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image.save(buffer, "PNG", exif=exif)
+    alpha = images.opacity(buffer.getvalue())
+    assert alpha is not None
+    assert alpha.size == images.decode(buffer.getvalue(), "x").size == (16, 20)
+    values = np.asarray(alpha)[..., 0]
+    assert (values[:10] == 255).all()
+    assert (values[10:] == 0).all()
+    assert images.opacity(images.encode(Image.new("RGB", (16, 16)))) is None

@@ -4,23 +4,27 @@ import pytest
 
 from customdiff_core import profiles
 from customdiff_core.errors import ConfigError
+from customdiff_core.finetuning import methods
 
 
 @pytest.mark.parametrize("name", profiles.BUILDERS)
 def test_every_profile_builds_under_its_own_name(name: str):
     profile = profiles.get(name)
     assert profile.name == name
-    assert profile.augment.resolution in {64, 512, 768}
+    assert profile.augment.resolution in {64, 512, 768, 1024}
 
 
 def test_an_unknown_profile_names_the_nearest():
     with pytest.raises(ConfigError) as error:
         profiles.get("openmojy")
-    assert str(error.value) == "profile: found 'openmojy', need one of openmoji, sd14, sd21; did you mean 'openmoji'?"
+    assert (
+        str(error.value)
+        == "profile: found 'openmojy', need one of openmoji, sd14, sd21, sdxl; did you mean 'openmoji'?"
+    )
 
 
 def test_a_name_like_no_other_gets_no_hint():
-    with pytest.raises(ConfigError, match=r"found 'xxxxx', need one of openmoji, sd14, sd21$"):
+    with pytest.raises(ConfigError, match=r"found 'xxxxx', need one of openmoji, sd14, sd21, sdxl$"):
         profiles.get("xxxxx")
 
 
@@ -28,7 +32,8 @@ def test_the_papers_profile_has_the_papers_numbers():
     profile = profiles.get("sd14")
     assert profile.retrieve.count == 200
     assert profile.retrieve.min_similarity == 0.85
-    assert (profile.finetune.steps, profile.finetune.learning_rate) == (500, 4e-5)  # 1e-5 x batch 2 x 2 for the prior
+    assert profile.finetune.steps == 500
+    assert methods.get("custom-diffusion").rates(profile.finetune) == (4e-5, 4e-5)  # 1e-5 x batch 2 x 2 for the prior
     sample = profile.evaluate.sample
     assert (sample.sampler, sample.steps, sample.guidance_scale, sample.eta) == ("ddim", 200, 6.0, 1.0)
     assert len(profile.evaluate.seeds) == 50
@@ -52,3 +57,11 @@ def test_validation_images_alone_keep_the_corpus():
 def test_the_embedded_profile_follows_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("CUSTOMDIFF_DATA", str(tmp_path))
     assert profiles.get("openmoji").model.path == tmp_path / "models" / "openmoji" / "openmoji-sd"
+
+
+def test_the_source_is_what_was_given_last_of_all_the_embedded_one():
+    assert profiles.get("openmoji").corpus.source == "embedded"
+    assert profiles.get("openmoji", index=Path("/i")).corpus.source == "local"
+    assert profiles.get("openmoji", index=Path("/i"), backend="http://b").corpus.source == "backend"
+    assert profiles.get("sd14").corpus.source == "local"
+    assert profiles.get("openmoji", index=Path("/i")).corpus.kind == "openmoji"  # whose held-out scenes stay the KID's

@@ -47,7 +47,7 @@ def test_no_recipe_takes_what_a_machine_decides():
 
 
 def finetune(cat, openmoji, training: Artifact = TRAINING, **update) -> Recipe:
-    return stages.finetune(cat, training, openmoji, openmoji.finetune.model_copy(update=update))
+    return stages.finetune((cat,), (training,), openmoji, openmoji.finetune.model_copy(update=update))
 
 
 def test_a_fine_tuning_depends_on_its_inputs_and_settings(cat, openmoji):
@@ -138,3 +138,22 @@ def test_a_changed_index_folder_is_another_input(cat, openmoji, store, tmp_path:
     before = stages.retrieve(cat, None, profile, openmoji.retrieve, store).key
     (tmp_path / "text.index").write_bytes(b"other")
     assert stages.retrieve(cat, None, profile, openmoji.retrieve, store).key != before
+
+
+def test_an_ablations_recipe_knows_the_model_and_not_the_index(cat, openmoji):
+    drawn = openmoji.retrieve.model_copy(update={"regularization": "generated"})
+    recipe = stages.retrieve(cat, None, openmoji, drawn)
+    assert set(recipe.inputs) == {"class_prompt", "model"}
+    assert recipe.config["count"] == 200
+    deeper = drawn.model_copy(update={"candidates": 7, "deepest": 9})
+    assert stages.retrieve(cat, None, openmoji, deeper).key == recipe.key
+
+
+def test_a_backend_is_known_by_its_address_and_pictures_by_their_size(cat, openmoji, store):
+    def key(backend: str, resolution: int = 64) -> str:
+        profile = get("openmoji", backend=backend)
+        sized = profile.augment.model_copy(update={"resolution": resolution})
+        return stages.retrieve(cat, None, profile.model_copy(update={"augment": sized}), openmoji.retrieve, store).key
+
+    assert key("http://a") == key("http://a") != key("http://b")
+    assert key("http://a", 128) != key("http://a")

@@ -46,6 +46,7 @@ class Stack:
             "CUSTOMDIFF_STORE": str(self.folder / "store"),
             "CUSTOMDIFF_FILES_URL": self.files_url,
             "CUSTOMDIFF_WORKER_LIMIT": "2",
+            "CUSTOMDIFF_ALLOW_LOOPBACK": "true",  # the tests' web is this machine
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         self.api = httpx.Client(base_url=f"{self.ui_url}/api/", timeout=30)

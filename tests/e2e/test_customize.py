@@ -106,7 +106,7 @@ def test_a_killed_training_goes_on_and_ends_at_the_same_weights(stack: Stack, fi
 
 
 def test_overlapping_runs_make_each_stage_once(stack: Stack, first_run: dict[str, Any]) -> None:
-    runs = [stack.start("customize/dog", **SMALL) for _ in range(2)]
+    runs = [stack.start("customize/house", **SMALL) for _ in range(2)]
     finished = [stack.wait(run) for run in runs]
 
     assert [run["state_type"] for run in finished] == ["COMPLETED", "COMPLETED"]
@@ -114,7 +114,7 @@ def test_overlapping_runs_make_each_stage_once(stack: Stack, first_run: dict[str
     assert start_a < end_b
     assert start_b < end_a
     for kind in ("regularization", "training_set", "delta", "metrics", "report"):
-        made = [one for one in stack.store.manifests(kind) if one.recipe.labels.get("concept") == "dog"]
+        made = [one for one in stack.store.manifests(kind) if one.recipe.labels.get("concept") == "house"]
         assert len(made) == 1, kind
     assert {stack.task_states(run)["build-index"] for run in runs} == {"Cached"}
 
@@ -175,7 +175,7 @@ def _assert_equal_to_unbroken(stack: Stack, run: str) -> None:
     profile = profiles.get("openmoji")
     config = profile.finetune.model_copy(update={"steps": 260, "seed": 7})
     training_set = stack.store.newest("training_set", concept="cat")
-    unbroken = finetune(concepts.load("cat"), training_set, profile, config, store=stack.store, runtime=Runtime())
+    unbroken = finetune((concepts.load("cat"),), (training_set,), profile, config, store=stack.store, runtime=Runtime())
     assert unbroken.key == broken.key
     assert _bytes(stack.store.path(unbroken)) == _bytes(kept)
 

@@ -1,18 +1,23 @@
 import logging
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pandas as pd
 import pytest
 
+from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
+from customdiff_core.errors import TooFewImagesError
 from customdiff_core.recipes import Recipe
+from customdiff_core.retrieval.account import Account
 from customdiff_core.settings import Settings
 from tasks import pages, publish
 
-from ..handmade import metrics, regularization, run
+from ..handmade import EVIL, attempts, metrics, regularization, run, samples
 
 RUN = "customize-cat (0d9f)"
 
@@ -35,10 +40,10 @@ def built(store: Store, chain: dict[str, Artifact], cat: Concept) -> dict[str, s
         "index": pages.indexed(chain["index"], store),
         "retrieve": pages.retrieved(cat, chain["regularization"], store),
         "augment": pages.augmented(cat, chain["training_set"], store),
-        "finetune": pages.finetuned(cat, chain["delta"], store),
+        "finetune": pages.finetuned((cat,), chain["delta"], store),
         "evaluate": pages.evaluated(cat, chain["metrics"], store),
         "generate": pages.generated(next(store.manifests("samples")).artifact, store),
-        "report": pages.reported(cat, chain["metrics"], store),
+        "report": pages.reported((cat,), chain["metrics"], store),
     }
 
 
@@ -95,9 +100,10 @@ def test_text_and_labels_lose_what_could_be_markup() -> None:
 
 
 def test_tables_have_as_many_cells_in_every_row(built: dict[str, str]) -> None:
-    for name, columns in (("index", 5), ("retrieve", 6), ("augment", 4), ("finetune", 4)):
+    """In the retrieval's page, the tables of images and of the funnel have six, that of hosts three, that of reasons two."""
+    for name, columns in (("index", {5}), ("retrieve", {6, 3, 2}), ("augment", {4}), ("finetune", {4})):
         rows = [line for line in built[name].splitlines() if line.startswith("|")]
-        assert {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows} == {columns}, name
+        assert {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows} == columns, name
 
 
 def test_thumbnails_shrink_until_the_page_fits(store: Store, cat: Concept, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +132,32 @@ def test_the_evaluation_page_has_figures_with_intervals_and_every_prompt(built: 
     assert r"| a crying cat | a crying \<teal\-cat\> cat |" in page
 
 
-def test_the_retrieval_page_gives_similarities(built: dict[str, str]) -> None:
-    assert "| 1.000 | 0.990 | 0.980 |" in built["retrieve"]
+def test_the_retrieval_page_gives_similarities_with_links_that_cannot_break_out(built: dict[str, str]) -> None:
+    link = "https://a.example/x%20y%281%29%22%7C%60%3Cb%3E.jpg"
+    assert f"| 1.000 | [0.990]({link}) | [0.980]({link}) |" in built["retrieve"]
+    assert "](javascript" not in built["retrieve"]
+
+
+def test_the_retrieval_page_shows_where_the_hits_went(built: dict[str, str]) -> None:
+    page = built["retrieve"]
+    assert (
+        "| Hits | Unique | Tried | Alive | Valid | Kept |\n| --- | --- | --- | --- | --- | --- |\n| 80 | 70 | 60 | 50 | 30 | 30 |"
+        in page
+    )
+    assert "| same image as a better hit | 10 |" in page
+    assert r"| b\|b | 39 | 67 % |" in page  # of hosts, those with most links first
+    assert "| a\\.example | 21 | 67 % |" in page
+
+
+def test_a_retrieval_that_fell_short_says_what_to_do(sent: list[tuple[str, str]], cat: Concept) -> None:
+    reasons = ["link dead"] * 8 + [""] * 2
+    story = Account(pd.DataFrame({"cand_id": range(10), "drop_reason": reasons}), attempts(2).query("cand_id < 10"))
+    publish.too_few(cat, TooFewImagesError("regularization images: found 2 <of> 10, need 5; x", story))
+    ((key, page),) = sent
+    assert key == "cat-retrieve"
+    assert r"found 2 \<of\> 10\, need 5" in page
+    assert "**What to do:** raise retrieve" in page
+    assert "| Hits | Unique |" in page
 
 
 def test_the_augmentation_page_gives_the_words_before_the_prompt(built: dict[str, str]) -> None:
@@ -158,9 +188,9 @@ def test_each_stage_sends_its_page_under_a_key_of_its_own(
     publish.indexed(chain["index"])
     publish.retrieved(cat, chain["regularization"])
     publish.augmented(cat, chain["training_set"])
-    publish.finetuned(named, chain["delta"])
+    publish.finetuned((named,), chain["delta"])
     publish.evaluated(cat, chain["metrics"])
-    publish.reported(cat, chain["metrics"])
+    publish.reported((cat,), chain["metrics"])
     publish.generated(next(store.manifests("samples")).artifact)
     assert [key for key, _ in sent] == [
         "openmoji-index",
@@ -182,7 +212,7 @@ def test_a_server_that_takes_no_page_is_logged_and_the_run_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(publish, "create_markdown_artifact", refuse)
-    publish.finetuned(cat, chain["delta"])
+    publish.finetuned((cat,), chain["delta"])
     assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text
 
 
@@ -217,7 +247,7 @@ def test_progress_moves_every_two_seconds_logs_every_five_and_ends_full(
         return number
 
     monkeypatch.setattr(publish, "create_progress_artifact", create)
-    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent: updates.append(percent))
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent, words: updates.append(percent))
     caplog.set_level(logging.INFO)
     with publish.progress("my_cat-finetune", "Training steps") as tell:
         for step in range(1, 11):
@@ -228,7 +258,7 @@ def test_progress_moves_every_two_seconds_logs_every_five_and_ends_full(
     assert updates == [10, 30, 50, 70, 90, 100]
     assert [record.getMessage() for record in caplog.records] == [
         "Training steps: 1 of 10, loss 1",
-        "Training steps: 6 of 10, loss 6",
+        "Training steps: 6 of 10, loss 6, 1 a second, 0:00:04 left",
     ]
 
 
@@ -238,7 +268,7 @@ def test_progress_survives_a_server_that_is_away_and_asks_it_rarely(
     asked: list[float] = []
     monkeypatch.setattr(publish, "create_progress_artifact", lambda *args, **kwargs: uuid4())
 
-    def update(artifact: UUID, percent: float) -> None:
+    def update(artifact: UUID, percent: float, words: str) -> None:
         asked.append(percent)
         refuse()
 
@@ -260,7 +290,7 @@ def test_progress_that_could_not_be_made_is_not_updated(monkeypatch: pytest.Monk
 def test_a_failing_stage_still_fails_and_leaves_its_bar_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[float] = []
     monkeypatch.setattr(publish, "create_progress_artifact", lambda *args, **kwargs: uuid4())
-    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent: updates.append(percent))
+    monkeypatch.setattr(publish, "update_progress_artifact", lambda artifact, percent, words: updates.append(percent))
 
     def stage() -> None:
         with publish.progress("cat-finetune", "Training steps") as tell:
@@ -284,3 +314,49 @@ def test_in_a_run_the_store_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__NAME", "customize-cat")
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", "0d9f")
     assert store().producer == RUN
+
+
+# Merges
+
+
+def made(store: Store, kind: str, **content: Any) -> Artifact:
+    def produce(folder: Path) -> int:
+        for name, rows in content.items():
+            tables.write(folder / f"{name}.parquet", rows)
+        return 1
+
+    return store.make(Recipe(kind=kind, inputs={}, config={"kind": kind}, code="", versions={}), produce)
+
+
+def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
+    row = {"strength": 1.0, "constraints": 6, "error_all_rows": 0.07}
+    row |= {"condition_regularization": 2e4, "condition_targets": 15.0, "constraint_error_cast": 9e-8}
+    report = [
+        {"layer": layer, "concept": "cat", "constraint_error": error} | row
+        for layer, error in (("a", 1e-15), ("b", 7e-12))
+    ]
+    rows = [{"concept": "cat", "prompt": "p", "token": EVIL, "state": state} for state in ("constraint", "shared")]
+    page = pages.merged(made(store, "delta", merge=report, rows=rows), store)
+    assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
+    assert "2 layers, solved together" in page
+    assert "* shared: " in page
+    assert "<script>" not in page
+
+
+def test_several_concepts_are_shown_by_every_model_with_the_judges_own_figures(store: Store, cat: Concept):
+    subjects = {name: samples(store, ("a cat and " + EVIL,), name) for name in ("base", "merged")}
+    cell = {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75, "n": 8}
+    figures = [{"subject": name, "metric": "all_present"} | cell for name in (*subjects, "merged - base")]
+    figures += [{"subject": "judge", "metric": "said to show all, of pictures that do"} | cell]
+    sources = [{"name": name, **one.model_dump()} for name, one in subjects.items()]
+    page = pages.evaluated_together((cat, cat), made(store, "together", metrics=figures, sources=sources), store)
+    assert "the teal cat and the teal cat" in page
+    assert "0.500 (0.250 to 0.750)" in page
+    assert "0.50 of 8" in page
+    assert page.count("data:image/webp") == 2
+    assert "<script>" not in page
+
+
+def test_how_far_the_weights_moved_is_shown_where_several_kinds_were_trained(built: dict[str, str]):
+    assert "| cross-attention | 0.0100 | 0.0100 | 1 |" in built["finetune"]
+    assert "figure 3" in built["finetune"]

@@ -17,7 +17,6 @@ CONFIG = EvaluateConfig(
     kid_images=12,
     kid_subset_size=6,
     kid_subsets=20,
-    bootstrap=200,
 )
 RUNTIME = Runtime(device="cpu")
 ALIGNMENT = {"text_alignment", "image_alignment_training", "image_alignment_held_out", "nearest_training"}

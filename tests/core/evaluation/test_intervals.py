@@ -1,44 +1,69 @@
 import numpy as np
 import pytest
 
-from customdiff_core.evaluation.intervals import crossed_bootstrap
+from customdiff_core.evaluation.intervals import crossed_interval
 
 
-def table(rng: np.random.Generator, prompts: int = 12, seeds: int = 8) -> np.ndarray:
-    """Scores with mean 0 whose prompts and seeds have effects of their own."""
-    effects = rng.normal(0, 1, (prompts, 1)) + rng.normal(0, 0.5, (1, seeds))
-    return effects + rng.normal(0, 1, (prompts, seeds))
+def table(
+    rng: np.random.Generator, trainings: float, prompts: float, seeds: float, size: tuple[int, int, int]
+) -> np.ndarray:
+    """Scores with mean 0 whose trainings, prompts and seeds have effects of these deviations, and an interaction."""
+    first, second, third = size
+    effects = rng.normal(0, trainings, (first, 1, 1)) + rng.normal(0, prompts, (1, second, 1))
+    effects = effects + rng.normal(0, seeds, (1, 1, third)) + rng.normal(0, 0.1, (first, second, 1))
+    return effects + rng.normal(0, 0.4, size)
 
 
-def test_it_covers_the_true_mean_about_as_often_as_it_says():
+@pytest.mark.parametrize(
+    ("effects", "size"),
+    [
+        ((0.1, 0.3, 0.02), (3, 20, 8)),
+        ((0.1, 0.3, 0.02), (2, 20, 8)),
+        ((0.3, 0.1, 0.02), (3, 20, 8)),
+        ((0.1, 0.3, 0.1), (5, 8, 8)),
+        ((0.0, 0.3, 0.1), (1, 20, 8)),
+        ((0.0, 0.3, 0.0), (1, 20, 8)),
+    ],
+)
+def test_it_covers_the_true_mean_as_often_as_it_says(
+    effects: tuple[float, float, float], size: tuple[int, int, int]
+) -> None:
     covered = 0
-    for number in range(200):
-        rng = np.random.default_rng(number)
-        low, high = crossed_bootstrap(table(rng), 200, 0.95, rng)
+    for number in range(1000):
+        low, high = crossed_interval(table(np.random.default_rng(number), *effects, size), 0.95)
         covered += low <= 0 <= high
-    assert 0.88 <= covered / 200 <= 0.99
+    assert 0.92 <= covered / 1000 <= 0.97
 
 
-def test_it_respects_that_a_prompts_images_hang_together():
+def test_trainings_that_differ_widen_it_as_resampling_them_would_not() -> None:
+    scores = table(np.random.default_rng(0), 0.3, 0.1, 0.0, (3, 20, 8))
+    low, high = crossed_interval(scores, 0.95)
+    spread = scores.mean(axis=(1, 2)).std(ddof=1) / 3**0.5
+    assert high - low > 2 * 3.5 * spread  # Student's t with 2 degrees of freedom is 4.3
+    assert crossed_interval(scores[:1], 0.95)[1] - crossed_interval(scores[:1], 0.95)[0] < (high - low) / 2
+
+
+def test_it_respects_that_a_prompts_images_hang_together() -> None:
     """The interval of a mean over independent numbers would be far too narrow."""
     rng = np.random.default_rng(0)
-    scores = np.repeat(rng.normal(0, 1, (12, 1)), 50, axis=1)
-    low, high = crossed_bootstrap(scores, 500, 0.95, rng)
+    scores = np.repeat(rng.normal(0, 1, (1, 12, 1)), 50, axis=2)
+    low, high = crossed_interval(scores, 0.95)
     naive = 2 * 1.96 * scores.std() / np.sqrt(scores.size)
     assert high - low > 3 * naive
 
 
-def test_more_confidence_is_wider_and_contains_the_mean():
-    scores = table(np.random.default_rng(3))
-    narrow, wide = (crossed_bootstrap(scores, 1000, share, np.random.default_rng(0)) for share in (0.5, 0.99))
+def test_more_confidence_is_wider_and_contains_the_mean() -> None:
+    scores = table(np.random.default_rng(3), 0.1, 0.3, 0.1, (2, 12, 8))
+    narrow, wide = (crossed_interval(scores, share) for share in (0.5, 0.99))
     assert wide[0] < narrow[0] < scores.mean() < narrow[1] < wide[1]
 
 
-def test_equal_scores_have_no_spread():
-    assert crossed_bootstrap(np.full((4, 3), 0.7), 100, 0.95, np.random.default_rng(0)) == pytest.approx((0.7, 0.7))
+def test_one_axis_is_the_plain_interval_of_a_mean() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 9)
+    low, high = crossed_interval(values.reshape(1, 9, 1), 0.95)
+    assert (high - low) / 2 == pytest.approx(2.306 * values.std(ddof=1) / 3, rel=1e-3)  # t of 8 degrees of freedom
 
 
-def test_it_repeats_for_equal_randomness():
-    scores = table(np.random.default_rng(3))
-    one, other = (crossed_bootstrap(scores, 100, 0.95, np.random.default_rng(7)) for _ in range(2))
-    assert one == other
+def test_equal_scores_have_no_spread_and_one_score_says_nothing() -> None:
+    assert crossed_interval(np.full((2, 4, 3), 0.7), 0.95) == pytest.approx((0.7, 0.7))
+    assert crossed_interval(np.full((1, 1, 1), 0.7), 0.95) == (-np.inf, np.inf)

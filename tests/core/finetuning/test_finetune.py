@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -10,6 +8,7 @@ from customdiff_core.config import Runtime
 from customdiff_core.errors import TrainingError
 from customdiff_core.finetuning import finetune as stage
 from customdiff_core.finetuning.finetune import finetune, make_trainer
+from customdiff_core.lineage import Taught
 from customdiff_core.weights import model_digest
 
 
@@ -24,7 +23,7 @@ def linked(chain, store) -> Store:
 
 def run(chain, store: Store, runtime: Runtime = Runtime(device="cpu"), **update):
     config = chain.finetune_config.model_copy(update=update)
-    return finetune(chain.concept, chain.training_set, chain.profile, config, store=store, runtime=runtime)
+    return finetune((chain.concept,), (chain.training_set,), chain.profile, config, store=store, runtime=runtime)
 
 
 def preview_steps(store: Store, made) -> list[int]:
@@ -35,14 +34,17 @@ def test_the_delta_holds_what_was_trained_and_where_it_comes_from(chain):
     delta = deltas.load(chain.store.path(chain.delta) / "delta.safetensors")
     assert chain.delta.rows == 6
     assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in delta.weights)
-    assert {name: tuple(row.shape) for name, row in delta.tokens.items()} == {"<teal-cat>": (192,)}
-    metadata = delta.metadata
-    assert metadata["base_digest"] == model_digest(chain.profile.model)
-    assert metadata["training_set"] == chain.training_set.key
-    assert metadata["method"] == "custom-diffusion"
-    assert json.loads(metadata["concepts"]) == ["cat"]
-    assert json.loads(metadata["initializer_tokens"]) == ["ktn"]
-    assert json.loads(metadata["config"])["steps"] == 6
+    assert {token: {name: tuple(row.shape) for name, row in rows.items()} for token, rows in delta.tokens.items()} == {
+        "<teal-cat>": {"text_encoder": (192,)}
+    }
+    lineage = delta.lineage
+    assert lineage.base_digest == model_digest(chain.profile.model)
+    assert lineage.inputs["training_set"] == chain.training_set.sha256
+    assert lineage.method == "custom-diffusion"
+    assert lineage.concepts == (
+        Taught(name="cat", category="cat", modifier_token="<teal-cat>", initializer_token="ktn"),
+    )
+    assert lineage.settings["steps"] == 6
 
 
 def test_the_history_has_a_row_a_step(chain):
@@ -59,7 +61,13 @@ def test_a_machines_settings_make_no_other_delta(chain):
 
     config, runtime = chain.finetune_config, Runtime(device="cpu", checkpoint_every=1)
     again = finetune(
-        chain.concept, chain.training_set, chain.profile, config, store=chain.store, runtime=runtime, progress=progress
+        (chain.concept,),
+        (chain.training_set,),
+        chain.profile,
+        config,
+        store=chain.store,
+        runtime=runtime,
+        progress=progress,
     )
     assert again == chain.delta
 
@@ -119,10 +127,12 @@ def test_a_run_killed_between_preview_and_checkpoint_loses_neither(
 def test_the_delta_is_the_moving_average_and_not_the_last_step(chain, tmp_path):
     delta = deltas.load(chain.store.path(chain.delta) / "delta.safetensors")
     config = chain.finetune_config
-    trainer = make_trainer(chain.concept, chain.training_set, chain.profile, config, chain.store, Runtime(device="cpu"))
+    trainer = make_trainer(
+        (chain.concept,), (chain.training_set,), chain.profile, config, chain.store, Runtime(device="cpu")
+    )
     trainer.run(tmp_path, 100)
-    assert torch.equal(delta.tokens["<teal-cat>"], trainer.average["modifier_rows"][0])
-    assert not torch.equal(delta.tokens["<teal-cat>"], trainer.rows[0])
+    assert torch.equal(delta.tokens["<teal-cat>"]["text_encoder"], trainer.average["modifier_rows.text_encoder"][0])
+    assert not torch.equal(delta.tokens["<teal-cat>"]["text_encoder"], trainer.rows["text_encoder"][0])
     assert all(torch.equal(tensor, trainer.average[name]) for name, tensor in delta.weights.items())
 
 
@@ -137,14 +147,19 @@ def test_regularization_captions_are_encoded_once_as_the_frozen_encoder_reads_th
     from customdiff_core.finetuning.components import load_components
 
     trainer = make_trainer(
-        chain.concept, chain.training_set, chain.profile, chain.finetune_config, chain.store, Runtime(device="cpu")
+        (chain.concept,),
+        (chain.training_set,),
+        chain.profile,
+        chain.finetune_config,
+        chain.store,
+        Runtime(device="cpu"),
     )
     captions = tables.read(chain.store, chain.training_set, "examples")["prompt"][12:].tolist()
-    assert trainer.examples.prior_features.shape == (24, 32, 192)
-    assert not trainer.examples.prior_features.requires_grad
+    assert trainer.examples.prior.features.shape == (24, 32, 192)
+    assert not trainer.examples.prior.features.requires_grad
     with torch.no_grad():
         expected = text.encode(load_components(chain.profile.model), captions)
-    torch.testing.assert_close(trainer.examples.prior_features, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(trainer.examples.prior.features, expected.features, atol=1e-5, rtol=1e-5)
     counts: list[int] = []
     trainer.components.text_encoder.register_forward_pre_hook(lambda module, args: counts.append(len(args[0])))
     trainer.train_step()

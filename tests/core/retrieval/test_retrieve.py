@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -5,12 +6,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from customdiff_core import images, profiles, tables
-from customdiff_core.config import IndexConfig, RetrieveConfig
-from customdiff_core.errors import ImageError, RetrievalError
+from customdiff_core import concepts, images, profiles, tables
+from customdiff_core.config import FetchConfig, IndexConfig, RetrieveConfig
+from customdiff_core.errors import ConfigError, RetrievalError, TooFewImagesError
+from customdiff_core.retrieval.account import Account
 from customdiff_core.retrieval.encoder import Encoder
-from customdiff_core.retrieval.index import Index
-from customdiff_core.retrieval.retrieve import build_index, retrieve
+from customdiff_core.retrieval.retrieve import build_index, retrieve, retrieve_all
+
+from .conftest import write_index
 
 
 def test_exactly_as_many_as_asked_and_all_different(chain):
@@ -29,7 +32,8 @@ def test_exactly_as_many_as_asked_and_all_different(chain):
 def test_they_are_the_nearest_captions_to_the_class_prompt(chain):
     table = tables.read(chain.store, chain.regularization, "regularization")
     encoder = Encoder(chain.profile.retrieval_encoder, "cpu")
-    everything = Index(chain.store.path(chain.index)).metadata["caption"].tolist()
+    parts = sorted((chain.store.path(chain.index) / "metadata").glob("*.parquet"))
+    everything = pd.concat(map(pd.read_parquet, parts))["caption"].tolist()
     similarity = encoder.texts(everything) @ encoder.texts(["photo of a cat"])[0]
     assert table["similarity"].tolist() == pytest.approx(np.sort(similarity)[::-1][:24], abs=2e-4)
     assert table["caption"][:12].str.contains("cat").all()
@@ -64,22 +68,61 @@ def test_an_index_is_the_same_on_every_run_and_another_for_another_seed(openmoji
     assert build_index(openmoji, IndexConfig(scenes=20, seed=1), store=store).sha256 != one.sha256
 
 
-def test_more_than_the_index_holds(chain, store):
-    with pytest.raises(RetrievalError) as error:
+def test_more_than_the_index_holds(chain):
+    with pytest.raises(TooFewImagesError) as error:
         retrieve(chain.concept, chain.index, chain.profile, RetrieveConfig(count=1201), store=chain.store)
-    assert str(error.value) == (
-        "regularization images: found an index of 1200, need 1201; "
-        "ask for fewer (retrieve.count) or build a larger index"
-    )
+    found, total = (int(one) for one in re.findall(r"found (\d+) of (\d+) candidates", str(error.value))[0])
+    assert total == 1200
+    assert found > 1000
+    assert isinstance(error.value.page, Account)
+    assert error.value.page.funnel()["kept"] == found
 
 
 def test_too_few_are_near_enough(chain):
     config = RetrieveConfig(count=24, candidates=60, min_similarity=0.9999)
     with pytest.raises(
-        RetrievalError,
-        match=r"images for 'photo of a cat': found \d+ of 60 candidates \(\d+ similarity below 0\.9999.*\), need 24; ask for fewer",
+        TooFewImagesError,
+        match=r"images for 'photo of a cat': found \d+ of 60 candidates \(\d+ similarity below 0\.9999.*\), need 24; lower",
     ):
         retrieve(chain.concept, chain.index, chain.profile, config, store=chain.store)
+
+
+def test_the_search_goes_deeper_until_there_are_enough(chain):
+    config = RetrieveConfig(
+        count=24, candidates=24, near_hash=24, near_similarity=-1
+    )  # most are "duplicates" of another
+    made = retrieve(chain.concept, chain.index, chain.profile, config, store=chain.store)
+    table = tables.read(chain.store, made, "candidates")
+    assert len(table) > 24
+    assert (table["drop_reason"] == "").sum() == 24
+    assert (table["drop_reason"] == "same picture, nearly, as a better hit").sum() > 0
+
+
+def test_several_prompts_share_one_pass_and_give_what_each_gives_alone(
+    chain, openmoji, cat, store, tmp_path, monkeypatch
+):
+    from customdiff_core.artifacts import Store
+    from customdiff_core.retrieval import candidates
+
+    opened: list[object] = []
+    real = candidates.open_source
+    monkeypatch.setattr(candidates, "open_source", lambda *args: opened.append(args) or real(*args))
+    dog = concepts.load("dog")
+    profile = profiles.get("openmoji", index=chain.store.path(chain.index))
+    config = RetrieveConfig(count=20, candidates=60)
+    together = retrieve_all([cat, dog], None, profile, config, store=store)
+    assert len(opened) == 1
+    alone = [retrieve(one, None, profile, config, store=Store(tmp_path / "alone")) for one in (cat, dog)]
+    assert [one.sha256 for one in together] == [one.sha256 for one in alone]
+    assert [one.rows for one in together] == [20, 20]
+
+
+def test_nothing_but_the_artifact_is_left(chain):
+    folder = chain.store.path(chain.regularization)
+    assert {path.name for path in folder.iterdir()} == {
+        "manifest.json", "regularization.parquet", "candidates.parquet", "attempts.parquet",
+    }  # fmt: skip
+    assert not (chain.store.root / "checkpoints" / "regularization" / chain.regularization.key).exists()
 
 
 @pytest.fixture
@@ -109,10 +152,147 @@ def test_a_folder_of_ones_own_is_searched_and_copies_are_dropped(folder: Path, c
     assert len(table) == 3
     dropped = tables.read(store, made, "candidates").set_index("caption")["drop_reason"]
     assert dropped["a cat"] == "same image as a better hit"
+    assert (table["height"][0], table["width"][0]) == (60, 100)
     assert images.open_trusted(table["image"][0]).mode == "RGB"
 
 
-def test_a_broken_picture_in_a_folder_is_named(folder: Path, cat, store):
+def test_a_broken_picture_in_a_folder_is_dropped_by_name_and_another_taken(folder: Path, cat, store):
     (folder / "0.jpg").write_text("not a picture")
-    with pytest.raises(ImageError, match="index item 0: found no picture"):
-        retrieve(cat, None, profiles.get("openmoji", index=folder), RetrieveConfig(count=3, candidates=5), store=store)
+    (folder / "1.jpg").unlink()
+    profile = profiles.get("openmoji", index=folder)
+    made = retrieve(cat, None, profile, RetrieveConfig(count=3, candidates=5), store=store)
+    dropped = tables.read(store, made, "candidates").set_index("caption")["drop_reason"]
+    assert (dropped["photo of a cat"], dropped["a cat"]) == ("link not_image", "link not_image")
+    attempts = tables.read(store, made, "attempts").set_index("cand_id")["error"]
+    assert attempts[0].startswith("picture: found no picture, need one of PNG")
+    assert "1.jpg: found No such file" in attempts[1]
+
+
+def test_a_path_that_leaves_the_folder_is_dropped(folder: Path, cat, store, tmp_path: Path):
+    table = pd.read_parquet(folder / "metadata" / "metadata_0000.parquet")
+    table.loc[0, "image_path"] = "../../../../../../../../etc/hosts"
+    table.to_parquet(folder / "metadata" / "metadata_0000.parquet")
+    profile = profiles.get("openmoji", index=folder)
+    made = retrieve(cat, None, profile, RetrieveConfig(count=3, candidates=5), store=store)
+    errors = tables.read(store, made, "attempts")["error"]
+    assert errors.str.contains("found a link to /etc/hosts, need a picture inside").sum() == 1
+
+
+# From the web
+
+
+@pytest.fixture
+def web_index(openmoji, tmp_path: Path):
+    """An index of 90 links, of which every fifth is dead and one is listed twice."""
+    from deployments.web import serving
+
+    def build(base: str, kinds: tuple[str, ...] = ("ok", "ok", "ok", "ok", "dead")) -> Path:
+        words = [f"photo of a cat number {number}" for number in range(90)]
+        vectors = Encoder(openmoji.retrieval_encoder, "cpu").texts(words)
+        urls = [f"{base}/{kinds[number % len(kinds)]}/{number}.jpg" for number in range(90)]
+        urls[3] = urls[0]
+        return write_index(tmp_path, vectors, pd.DataFrame({"caption": words, "url": urls}))
+
+    with serving() as (base, web):
+        yield build, base, web
+
+
+QUICK = FetchConfig(deadline_s=30, silence_s=2, retries=0)
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_links_are_fetched_in_rounds_and_ranked_by_similarity(web_index, cat, store):
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    config = RetrieveConfig(count=30, candidates=40, fetch=QUICK.model_copy(update={"survival": 1.0}))
+    made = retrieve(cat, None, profile, config, store=store)
+    table = tables.read(store, made, "regularization")
+    candidates = tables.read(store, made, "candidates")
+    attempts = tables.read(store, made, "attempts")
+    assert len(table) == 30
+    assert table["similarity"].is_monotonic_decreasing
+    assert table["round"].max() >= 1  # the first round expected all links to live
+    alive = candidates[
+        ~candidates["url"].str.contains("/dead/") & (candidates["drop_reason"] != "same address as a better hit")
+    ]
+    assert table["cand_id"].tolist() == alive["cand_id"].tolist()[:30]
+    assert set(attempts["status"]) == {"ok", "dead"}
+    assert set(attempts["host"]) == {"127.0.0.1"}
+    assert max(web.asked.values()) == 1
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_links_that_the_store_has_already_are_not_fetched_again(web_index, cat, store):
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    first = retrieve(cat, None, profile, RetrieveConfig(count=20, candidates=30, fetch=QUICK), store=store)
+    before = dict(web.asked)
+    again = retrieve(cat, None, profile, RetrieveConfig(count=25, candidates=30, fetch=QUICK), store=store)
+    reused = {url.removeprefix(base) for url in tables.read(store, first, "regularization")["url"]}
+    assert {path: count for path, count in web.asked.items() if path in reused} == {
+        path: before[path] for path in reused
+    }
+    one, other = (tables.read(store, made, "regularization") for made in (first, again))
+    assert other["source_sha256"].tolist()[:20] == one["source_sha256"].tolist()
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_a_broken_run_goes_on_from_what_it_fetched(web_index, cat, store, monkeypatch: pytest.MonkeyPatch):
+    """The source fails while the search goes deeper, as when a backend is killed."""
+    from customdiff_core.retrieval import candidates
+
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base, ("ok", "dead")))
+    config = RetrieveConfig(count=30, candidates=45, fetch=QUICK.model_copy(update={"survival": 0.95}))
+    real = candidates.search
+
+    def killed(source, vector, count):
+        if count > 45:
+            raise RetrievalError("backend: found no answer, need one; start it")
+        return real(source, vector, count)
+
+    monkeypatch.setattr(candidates, "search", killed)
+    with pytest.raises(RetrievalError, match="found no answer"):
+        retrieve(cat, None, profile, config, store=store)
+    monkeypatch.setattr(candidates, "search", real)
+    fetched = {path for path in web.asked if path.startswith("/ok/")}
+    assert len(fetched) >= 10
+    made = retrieve(cat, None, profile, config, store=store)
+    assert made.rows == 30
+    assert {web.asked[path] for path in fetched} == {1}
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_the_ablations_alternatives_have_the_same_columns(chain, cat, store):
+    real = tables.read(chain.store, chain.regularization, "regularization")
+    drawn = retrieve(cat, None, chain.profile, RetrieveConfig(regularization="generated", count=3), store=store)
+    assert drawn.rows == 3
+    table = tables.read(store, drawn, "regularization")
+    assert list(table.columns) == list(real.columns)
+    assert set(table["caption"]) == {"photo of a cat"}
+    assert table["source_sha256"].is_unique
+    again = retrieve(
+        cat, None, chain.profile, RetrieveConfig(regularization="generated", count=3, candidates=9), store=store
+    )
+    assert again == drawn  # what only searching needs is not in its name
+    with pytest.raises(ConfigError, match="train without one instead"):
+        retrieve(cat, None, chain.profile, RetrieveConfig(regularization="none"), store=store)
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_a_forgotten_picture_is_replaced_and_its_link_never_asked_again(web_index, cat, store):
+    from customdiff_core.retrieval.forget import forget
+
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    config = RetrieveConfig(count=20, candidates=30, fetch=QUICK)
+    first = retrieve(cat, None, profile, config, store=store)
+    url = tables.read(store, first, "regularization")["url"][4]
+    asked = web.asked[url.removeprefix(base)]
+    forget(url, store)
+    again = retrieve(cat, None, profile, config, store=store)
+    assert again.rows == 20
+    assert url not in set(tables.read(store, again, "regularization")["url"])
+    assert web.asked[url.removeprefix(base)] == asked
+    reasons = tables.read(store, again, "candidates").set_index("url")["drop_reason"]
+    assert reasons[url] == "forgotten on request"

@@ -3,7 +3,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from customdiff_core.finetuning.cross_attention import key_value_projections, train_keys_and_values
+from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
+from customdiff_core.finetuning.trained_parameters import matching_parameters, train_parameters
 
 STABLE_DIFFUSION_1 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -20,7 +21,7 @@ def test_on_stable_diffusion_1_they_are_the_papers_32_matrices():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**STABLE_DIFFUSION_1)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
-    trained = train_keys_and_values(unet, detach_bos=True)
+    trained = train_parameters(unet, KEYS_AND_VALUES, detach_bos=True)
     assert len(trained) == 32
     assert sum(weight.numel() for weight in trained.values()) == 19_169_280
     assert {weight.shape[1] for weight in trained.values()} == {768}
@@ -32,12 +33,12 @@ def test_on_stable_diffusion_1_they_are_the_papers_32_matrices():
 
 
 def test_on_the_embedded_model_only_they_have_a_gradient(components):
-    trained = train_keys_and_values(components.unet, detach_bos=True)
+    trained = train_parameters(components.unet, KEYS_AND_VALUES, detach_bos=True)
     having = {name for name, parameter in components.unet.named_parameters() if parameter.requires_grad}
     assert having == set(trained)
     assert all(name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight")) for name in having)
     crossing = [name for name, module in components.unet.named_modules() if name.endswith(".attn2")]
-    assert len(trained) == 2 * len(crossing) == len(key_value_projections(components.unet))
+    assert len(trained) == 2 * len(crossing) == len(matching_parameters(components.unet, KEYS_AND_VALUES))
 
 
 class Layer(nn.Module):
@@ -57,7 +58,7 @@ def gradient(*, detach_bos: bool, part: str = "to_k") -> tuple[torch.Tensor, tor
     """Gradients with respect to the text features and to the weight, and the output."""
     torch.manual_seed(0)
     layer = Layer()
-    trained = train_keys_and_values(layer, detach_bos=detach_bos)
+    trained = train_parameters(layer, KEYS_AND_VALUES, detach_bos=detach_bos)
     features = torch.randn(2, 5, 4, requires_grad=True)
     output = layer.get_submodule(f"attn2.{part}")(features)
     output.square().sum().backward()
@@ -79,7 +80,7 @@ def test_detaching_bos_stops_the_gradient_of_position_0_and_of_no_other(part: st
     # The weight's gradient is that of positions 1 and later.
     torch.manual_seed(0)
     layer = Layer()
-    train_keys_and_values(layer, detach_bos=False)
+    train_parameters(layer, KEYS_AND_VALUES, detach_bos=False)
     projection = layer.get_submodule(f"attn2.{part}")
     projection(torch.randn(2, 5, 4)[:, 1:]).square().sum().backward()
     torch.testing.assert_close(weight, projection.weight.grad)
@@ -87,7 +88,7 @@ def test_detaching_bos_stops_the_gradient_of_position_0_and_of_no_other(part: st
 
 def test_self_attention_and_queries_stay_frozen():
     layer = Layer()
-    assert set(train_keys_and_values(layer, detach_bos=True)) == {"attn2.to_k.weight", "attn2.to_v.weight"}
+    assert set(train_parameters(layer, KEYS_AND_VALUES, detach_bos=True)) == {"attn2.to_k.weight", "attn2.to_v.weight"}
     assert {name for name, one in layer.named_parameters() if one.requires_grad} == {
         "attn2.to_k.weight",
         "attn2.to_v.weight",

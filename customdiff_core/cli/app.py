@@ -1,0 +1,17 @@
+"""The commands of `customdiff`.
+
+customdiff train cat dog --joint          customdiff compose cat dog teddybear.bin --token "<teddy>" --category "teddy bear"
+customdiff generate cat "a crying {}"     customdiff convert cat delta.bin --to authors
+customdiff inspect delta.bin              customdiff compress cat --megabytes 1
+customdiff evaluate cat
+"""
+
+import typer
+
+from customdiff_core.cli.files import compress, convert, inspect
+from customdiff_core.cli.generating import generate
+from customdiff_core.cli.training import compose, evaluate, train
+
+app = typer.Typer(help="Teach a text-to-image model concepts, merge them, draw them.", no_args_is_help=True)
+for command in (train, compose, generate, convert, compress, inspect, evaluate):
+    app.command()(command)

@@ -1,0 +1,108 @@
+"""`customdiff inspect`, `convert` and `compress`: files of this program and others."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from customdiff_core.cli.bars import bars, console
+from customdiff_core.cli.machine import (
+    CategoryOption,
+    ProfileOption,
+    TokenOption,
+    WeightsOption,
+    delta_of,
+    machine,
+    say,
+    size_of,
+    stated_as,
+    told,
+)
+from customdiff_core.config import CompressConfig, Stated
+
+
+def convert(
+    name: Annotated[str, typer.Argument(help="A concept, the key of a delta, or a file.")],
+    out: Annotated[Path, typer.Argument(help="The file, or for diffusers and embedding the folder, that is written.")],
+    to: Annotated[
+        str, typer.Option(help="customdiff, diffusers, diffusers-bin, authors, compvis, embedding, webui, kohya, peft.")
+    ],
+    rank: Annotated[int, typer.Option(min=1, help="Of a LoRA.")] = 64,
+    token: TokenOption = None,
+    category: CategoryOption = None,
+    profile: ProfileOption = "openmoji",
+    weights: WeightsOption = None,
+) -> None:
+    """Write a delta for another program."""
+    from customdiff_core import delta as deltas
+    from customdiff_core.interop.content import Base
+    from customdiff_core.interop.formats import write
+    from customdiff_core.pipeline import Pipeline
+
+    with told():
+        here = machine(profile, weights, None, "auto")
+        made = delta_of(Pipeline(here.profile, here.store, here.runtime), name, stated_as(token, category))
+        loaded = deltas.load(here.store.path(made) / deltas.FILE)
+        for path in write(out, loaded, Base(here.profile.model), to, rank):
+            console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", markup=False)
+
+
+def compress(
+    name: Annotated[str, typer.Argument(help="A concept, the key of a delta, or a file.")],
+    energy: Annotated[float | None, typer.Option(min=0, max=1, help="Fraction of the singular values' sum.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Singular values of every layer.")] = None,
+    megabytes: Annotated[float | None, typer.Option(min=0, help="Size of the file.")] = None,
+    profile: ProfileOption = "openmoji",
+    weights: WeightsOption = None,
+) -> None:
+    """Keep a delta as thin factors; 0.6 of the energy, as the released code does, unless stated."""
+    from customdiff_core import tables
+    from customdiff_core.compression import compress as run
+    from customdiff_core.pipeline import Pipeline
+
+    with told():
+        here = machine(profile, weights, None, "auto")
+        config = CompressConfig(
+            energy=0.6 if energy is rank is megabytes is None else energy, rank=rank, megabytes=megabytes
+        )
+        with bars() as tell:
+            whole = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), name, Stated())
+            made = run(whole, here.profile, config, store=here.store, progress=tell("compress"))
+        report = tables.read(here.store, made, "compression")
+        say(here, made)
+        console.print(
+            f"{size_of(here, whole):.2f} MB -> {size_of(here, made):.2f} MB, "
+            f"rank {report['rank'].min()} to {report['rank'].max()}, "
+            f"relative error {report['relative_error'].mean():.3f} (worst {report['relative_error'].max():.3f})"
+        )
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A file or folder of any readable format.")],
+    token: TokenOption = None,
+    category: CategoryOption = None,
+    profile: ProfileOption = "openmoji",
+    weights: WeightsOption = None,
+) -> None:
+    """Say what is in a file, and whether it fits this model."""
+    from customdiff_core.interop.importing import inspect as run
+
+    with told():
+        found = run(path, machine(profile, weights, None, "auto").profile, stated_as(token, category))
+        lineage = found.delta.lineage
+        table = Table("", f"{path}", show_header=True)
+        base = f"{lineage.base_digest[:12]}{' (stated, not in the file)' if lineage.base_stated else ''}"
+        table.add_row("format", found.format)
+        table.add_row("method", lineage.method)
+        table.add_row("base model", base)
+        table.add_row("concepts", ", ".join(f"{one.modifier_token} {one.category}".strip() for one in lineage.concepts))
+        table.add_row("weights", f"{len(found.delta.weights)} whole, {len(found.delta.factors)} factored")
+        tokens = [f"{name} {[len(row) for row in rows.values()]}" for name, rows in found.delta.tokens.items()]
+        table.add_row("tokens", ", ".join(tokens).replace("[", "(").replace("]", ")") or "none")
+        if found.changes:
+            table.add_row("relative change", f"{min(found.changes.values()):.4f} to {max(found.changes.values()):.4f}")
+        table.add_row("fits this model", f"no: {found.problem}" if found.problem else "yes")
+        console.print(table)
+        if found.problem:
+            raise typer.Exit(1)

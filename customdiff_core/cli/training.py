@@ -1,0 +1,149 @@
+"""`customdiff train`, `compose` and `evaluate`."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from customdiff_core import concepts as concept_files
+from customdiff_core.artifacts import Artifact
+from customdiff_core.cli.bars import bars, console
+from customdiff_core.cli.machine import (
+    CategoryOption,
+    DeviceOption,
+    IndexOption,
+    Machine,
+    MethodOption,
+    ProfileOption,
+    SeedOption,
+    StepsOption,
+    TokenOption,
+    WeightsOption,
+    delta_of,
+    machine,
+    say,
+    stated_as,
+    told,
+)
+from customdiff_core.config import Stated
+from customdiff_core.finetuning import methods
+
+
+def train(
+    names: Annotated[list[str], typer.Argument(help="Concepts: folders of data/concepts.")],
+    joint: Annotated[bool, typer.Option(help="Several in one training, each equally often.")] = False,
+    sequential: Annotated[bool, typer.Option(help="Several, one after the other.")] = False,
+    method: MethodOption = "custom-diffusion",
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    profile: ProfileOption = "openmoji",
+    weights: WeightsOption = None,
+    index: IndexOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Teach the model concepts, each alone unless --joint or --sequential."""
+    from customdiff_core.pipeline import Pipeline
+
+    with told():
+        here = machine(profile, weights, index, device)
+        config = here.training(method, steps, seed)
+        groups = [names] if joint or sequential else [[name] for name in names]
+        with bars() as tell:
+            pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
+            made = [pipeline.train(group, config, sequential=sequential) for group in groups]
+        for one in made:
+            say(here, one)
+
+
+def compose(
+    names: Annotated[list[str], typer.Argument(help="Concepts, keys of deltas, or files of other programs.")],
+    strength: Annotated[list[float] | None, typer.Option(help="Of each, in their order; by default 1.")] = None,
+    ridge: Annotated[float, typer.Option(min=0, help="Holds the weights where captions say nothing.")] = 0.0,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target prompts with {}; by default the paper's two.")
+    ] = None,
+    factored: Annotated[bool, typer.Option(help="Keep thin factors: the same model, far smaller.")] = False,
+    token: TokenOption = None,
+    category: CategoryOption = None,
+    steps: StepsOption = None,
+    profile: ProfileOption = "openmoji",
+    weights: WeightsOption = None,
+    index: IndexOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train or import what is missing, and merge it in closed form."""
+    from customdiff_core.pipeline import Pipeline
+
+    with told():
+        here = machine(profile, weights, index, device)
+        prompts = tuple(target or here.profile.merge.prompts)
+        config = here.profile.merge.model_copy(update={"ridge": ridge, "factored": factored, "prompts": prompts})
+        strengths = strength or [1.0] * len(names)
+        if len(strengths) != len(names):
+            raise typer.BadParameter(f"found {len(strengths)} strengths, need {len(names)}")
+        with bars() as tell:
+            pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
+            training = here.training("custom-diffusion", steps, 0)
+            made = pipeline.compose(names, strengths, training, config, stated_as(token, category))
+        say(here, made)
+        say_merge(here, made)
+
+
+def evaluate(
+    name: Annotated[str, typer.Argument(help="A concept of data/concepts.")],
+    delta: Annotated[
+        str | None, typer.Option(help="The key of a delta; by default the concept's, trained if need be.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Images a prompt.")] = None,
+    kid_images: Annotated[int | None, typer.Option(min=3, help="Held-out captions for KID.")] = None,
+    profile: ProfileOption = "openmoji",
+    weights: WeightsOption = None,
+    index: IndexOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure a customized model beside its base: alignment and KID."""
+    from customdiff_core import tables
+    from customdiff_core.evaluation.evaluate import evaluate as run
+    from customdiff_core.evaluation.results import compare, interval, number
+    from customdiff_core.pipeline import Pipeline
+
+    with told():
+        here = machine(profile, weights, index, device)
+        config = here.profile.evaluate
+        if seeds:
+            config = config.model_copy(update={"seeds": tuple(range(seeds))})
+        if kid_images:
+            subset = min(config.kid_subset_size, kid_images)
+            config = config.model_copy(update={"kid_images": kid_images, "kid_subset_size": subset})
+        with bars() as tell:
+            made = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), delta or name, Stated())
+            method = str(here.store.manifest(made).recipe.config.get("method"))
+            concept = concept_files.load(name)
+            wanted = methods.get(method).words(concept) if method in methods.METHODS else concept
+            metrics = run(
+                wanted, made, here.profile, config, store=here.store, runtime=here.runtime, progress=tell("evaluate")
+            )
+        table = Table("", "base model", "customized", title=f"{name}, {method}")
+        for one in compare(tables.read(here.store, metrics, "metrics")):
+            cells = (f"{number(cell.value)} ({interval(cell)})" for cell in (one.base, one.customized))
+            table.add_row(one.title, *cells)
+        console.print(table)
+
+
+def say_merge(here: Machine, made: Artifact) -> None:
+    """A line a concept: how well it is kept; and the words that are no constraints."""
+    from customdiff_core import tables
+
+    report, rows = (tables.read(here.store, made, name) for name in ("merge", "rows"))
+    table = Table("concept", "strength", "constraints", "worst error", "as saved")
+    for name, part in report.groupby("concept"):
+        table.add_row(
+            str(name),
+            f"{part['strength'].iloc[0]:g}",
+            str(part["constraints"].iloc[0]),
+            f"{part['constraint_error'].max():.1e}",
+            f"{part['constraint_error_cast'].max():.1e}",
+        )
+    console.print(table)
+    for state, words in rows[rows["state"] != "constraint"].groupby("state")["token"].unique().items():
+        console.print(f"no constraints, {state}: {', '.join(words)}", markup=False)

@@ -1,0 +1,147 @@
+"""Evaluate several concepts in one picture: base model, merged, jointly trained, on the same prompts and noise (section 4.2)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from customdiff_core import concepts as concept_files
+from customdiff_core import images, stages, tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import Concept
+from customdiff_core.config import EvaluateConfig, Runtime
+from customdiff_core.evaluation.alignment import image_alignment, text_alignment
+from customdiff_core.evaluation.evaluate import Judge, grids_of
+from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.presence import captions_of, shows_all, side_by_side
+from customdiff_core.profiles import Profile
+from customdiff_core.progress import Progress, silent
+from customdiff_core.sampling import generate
+
+BASE = "base"
+PRESENCE = "all_present"
+
+
+def fill(prompt: str, words: Sequence[str]) -> str:
+    """Put each concept's words in its place."""
+    for number, one in enumerate(words):
+        prompt = prompt.replace(f"{{{number}}}", one)
+    return prompt
+
+
+def evaluate_together(
+    concepts: tuple[Concept, ...],
+    subjects: dict[str, Artifact],
+    prompts: tuple[str, ...],
+    profile: Profile,
+    config: EvaluateConfig,
+    *,
+    store: Store,
+    runtime: Runtime = Runtime(),
+    progress: Progress = silent,
+) -> Artifact:
+    """Draw the prompts with the base model and every subject, and measure.
+
+    Args:
+        concepts: what {0}, {1}, ... stand for.
+        subjects: deltas by what to call them, such as "merged" and "joint".
+        prompts: each with {0}, {1}, ... once.
+        profile: the base model and the judge.
+        config: seeds, sampler, intervals.
+        store: where samples and figures go.
+        runtime: device.
+        progress: told while images are drawn.
+
+    Returns:
+        A `together` artifact: metrics.parquet (subject, metric, value, ci_low, ci_high, n), scores.parquet (a row an image)
+        and sources.parquet (the sample sets). Subject "judge" says how often the judge of presence is right.
+
+    Raises:
+        ConfigError: for prompts that miss a concept.
+    """
+    concept_files.check_prompts_together(prompts, len(concepts))
+
+    def produce(folder: Path) -> int:
+        judge = Judge(profile, store, runtime)
+        plain = [concept.category for concept in concepts]
+        spoken = [concept.noun for concept in concepts]
+        samples = {
+            name: generate(
+                tuple(fill(prompt, spoken if delta else plain) for prompt in prompts),
+                config.seeds,
+                delta,
+                profile,
+                config.sample,
+                store=store,
+                runtime=runtime,
+                progress=progress,
+            )
+            for name, delta in ({BASE: None} | subjects).items()
+        }
+        scores = pd.concat([_scores(concepts, prompts, name, one, judge, store) for name, one in samples.items()])
+        tables.write(folder / "scores.parquet", scores)
+        tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in samples.items()])
+        return tables.write(
+            folder / "metrics.parquet", [*_metrics(scores, config), *_judge_rows(concepts, judge, profile)]
+        )
+
+    return store.make(stages.evaluate_together(concepts, subjects, prompts, profile, config), produce)
+
+
+def _scores(
+    concepts: Sequence[Concept], prompts: Sequence[str], subject: str, samples: Artifact, judge: Judge, store: Store
+) -> pd.DataFrame:
+    """One row an image: alignment with its prompt (V* removed) and with each concept's pictures, and who is in it."""
+    table = tables.read(store, samples, "samples", ["prompt_id", "seed", "image"])
+    drawn = judge.images(table["image"].tolist())
+    categories = [concept.category for concept in concepts]
+    words = judge.texts([fill(prompt, categories) for prompt in prompts])[table["prompt_id"]]
+    scores: dict[str, object] = {"text_alignment": text_alignment(drawn, words)}
+    for concept in concepts:
+        group, folder = (concept.held_out, "held_out") if concept.held_out else (concept.images, "images")
+        targets = judge.images([concept.read(picture, folder) for picture in group])
+        scores[f"image_alignment_{concept.name}"] = image_alignment(drawn, targets)
+    scores[PRESENCE] = _present(judge, categories, drawn).astype(float)
+    return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
+
+
+def _present(judge: Judge, categories: Sequence[str], drawn: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    captions = captions_of(categories)
+    return shows_all(drawn, judge.texts([text for text, _ in captions]), [names_all for _, names_all in captions])
+
+
+def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
+    """Each metric of each subject, and its difference from the base model's, paired by prompt and seed."""
+    rows: list[tables.Row] = []
+    for metric, grids in grids_of(scores):
+        grids |= {f"{name} - {BASE}": grid - grids[BASE] for name, grid in grids.items() if name != BASE}
+        for subject, grid in grids.items():
+            low, high = crossed_interval(grid[None], config.confidence)
+            rows.append(_row(subject, metric, float(grid.mean()), low, high, grid.size))
+    return rows
+
+
+def _judge_rows(concepts: Sequence[Concept], judge: Judge, profile: Profile) -> list[tables.Row]:
+    """How often the judge of presence is right: on each concept's pictures alone, and on all pairs of them side by side."""
+    pictures = [[images.decode(one.read(picture), picture.name) for picture in one.images] for one in concepts]
+    rounds = max(map(len, pictures))
+    together = [
+        side_by_side(
+            [group[(number + shift) % len(group)] for shift, group in enumerate(pictures)], profile.augment.resolution
+        )
+        for number in range(rounds)
+    ]
+    alone = [one.read(picture) for one in concepts for picture in one.images]
+    categories = [concept.category for concept in concepts]
+    hits = _present(judge, categories, judge.images(together))
+    false = _present(judge, categories, judge.images(alone))
+    return [
+        _row("judge", "said to show all, of pictures that do", float(hits.mean()), np.nan, np.nan, len(hits)),
+        _row("judge", "said to show all, of pictures that do not", float(false.mean()), np.nan, np.nan, len(false)),
+    ]
+
+
+def _row(subject: str, metric: str, value: float, low: float, high: float, n: int) -> tables.Row:
+    return {"subject": subject, "metric": metric, "value": value, "ci_low": low, "ci_high": high, "n": n}

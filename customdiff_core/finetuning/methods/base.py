@@ -1,0 +1,47 @@
+"""What tells one method from another: what is trained, how V* starts, which regularization, the learning-rate rule."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from customdiff_core.concepts import Concept
+from customdiff_core.config import FinetuneConfig, Frozen, Regularization
+
+
+class Method(Frozen):
+    """One way to teach a model a concept. The loop, the loss and the data are the same for all."""
+
+    name: str
+    title: str
+    summary: str = Field(description="what is trained, for the person who reads a report")
+    trains: tuple[str, ...] = Field(
+        description="endings of the UNet's parameter names that are trained; an empty ending is everything, none nothing"
+    )
+    token: Literal["new", "existing"] = Field(
+        description="V*: a new token whose row starts as a copy of a rare word's and is trained, or that rare word itself"
+    )
+    regularization: Regularization
+    rate: float = Field(gt=0, description="learning rate")
+    rate_is_per_image: bool = Field(
+        description="the rate grows with the batch, with accumulation, and twofold with regularization images"
+    )
+    steps: int = Field(ge=1, description="optimizer steps at Stable Diffusion's size")
+    random_resize: bool = Field(default=True, description="train on the paper's augmented views")
+
+    def learning_rate(self, config: FinetuneConfig) -> float:
+        """The rate by this method's rule, where neither profile nor user states one."""
+        if not self.rate_is_per_image:
+            return self.rate
+        images = config.batch_size * config.gradient_accumulation
+        return self.rate * images * (2 if config.prior_weight else 1)
+
+    def rates(self, config: FinetuneConfig) -> tuple[float, float]:
+        """Learning rates of the UNet's weights and of V*."""
+        weights = config.learning_rate or self.learning_rate(config)
+        return weights, config.modifier_learning_rate or weights
+
+    def words(self, concept: Concept) -> Concept:
+        """Return the concept as this method's prompts say it: with its new token, or with the rare word itself."""
+        if self.token == "new":
+            return concept
+        return concept.model_copy(update={"modifier_token": concept.initializer_token})

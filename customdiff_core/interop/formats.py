@@ -1,0 +1,124 @@
+"""Every format by its name: which one a file is, what is in it, and how to write it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from customdiff_core import delta as deltas
+from customdiff_core.compression import compressed
+from customdiff_core.config import CompressConfig
+from customdiff_core.delta import Delta
+from customdiff_core.errors import ConfigError, DeltaError
+from customdiff_core.interop import authors, diffusers_format, embeddings, lora, webui
+from customdiff_core.interop.content import Base, Parts, metadata_of, open_content
+
+Readable = Literal["customdiff", "diffusers", "authors", "compvis", "embedding", "webui"]
+Writable = Literal[
+    "customdiff", "diffusers", "diffusers-bin", "authors", "compvis", "embedding", "webui", "kohya", "peft"
+]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file of a known format; `path` is the weights' own where a folder was given."""
+
+    path: Path
+    format: Readable
+    content: Mapping[str, Any]
+
+
+def identify(path: Path) -> Opened:
+    """Open a file or folder and say which format it is.
+
+    Raises:
+        DeltaError: if it is none of them, or cannot be trusted.
+    """
+    if path.is_dir():
+        return Opened(*_with_format(diffusers_format.open_folder(path), "diffusers"))
+    content = open_content(path)
+    if metadata_of(path).get("format", "").startswith("customdiff-delta"):
+        return Opened(path, "customdiff", content)
+    kinds: tuple[tuple[Readable, bool], ...] = (
+        ("diffusers", diffusers_format.matches(content)),
+        ("compvis", authors.is_compvis(content)),
+        ("authors", authors.is_delta_bin(content)),
+        ("webui", webui.matches(content)),
+        ("embedding", embeddings.matches(content)),
+    )
+    for kind, found in kinds:
+        if found:
+            return Opened(path, kind, content)
+    some = ", ".join(list(map(str, content))[:3]) or "nothing"
+    raise DeltaError(f"{path}: found a file that holds {some}, need one of {', '.join(get_args(Readable))}")
+
+
+def read(opened: Opened, base: Base) -> Delta | Parts:
+    """Read an opened file: this project's comes with its lineage, another's as bare parts."""
+    path, content = opened.path, dict(opened.content)
+    match opened.format:
+        case "customdiff":
+            return deltas.load(path)
+        case "diffusers":
+            return diffusers_format.read(path, content)
+        case "authors":
+            return authors.read_delta_bin(path, content)
+        case "compvis":
+            return authors.read_compvis(path, content, base)
+        case "webui":
+            return webui.read(path, content, base)
+        case "embedding":
+            return embeddings.read(path, content)
+
+
+def write(path: Path, delta: Delta, base: Base, kind: str, rank: int = 64) -> list[Path]:
+    """Write a delta for another program.
+
+    Args:
+        path: a file, or for diffusers and embedding a folder.
+        delta: what is written; factored changes are multiplied out where the format has whole weights.
+        base: the base model, for those.
+        kind: one of Writable.
+        rank: of a LoRA.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigError: for an unknown format; DeltaError: for what it cannot hold.
+    """
+    if kind not in get_args(Writable):
+        raise ConfigError(f"format: found {kind!r}, need one of {', '.join(get_args(Writable))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokens = {token: dict(rows) for token, rows in delta.tokens.items()}
+    if kind in ("kohya", "peft"):
+        thin = compressed(delta, base.weights(delta.names), CompressConfig(rank=rank))[0]
+        return lora.write(path, dict(thin.factors), sorted(thin.weights), tokens, kind)
+    if kind == "customdiff":
+        deltas.save(path, delta)
+        return [path]
+    if kind == "embedding":
+        path.mkdir(parents=True, exist_ok=True)
+        return [embeddings.write(path, token, rows) for token, rows in tokens.items()]
+    originals = base.weights(delta.factors)
+    parts = Parts(dict(delta.weights) | {name: delta.whole(name, originals[name]) for name in delta.factors}, tokens)
+    match kind:
+        case "diffusers" | "diffusers-bin":
+            return diffusers_format.write(path, parts, ".bin" if kind == "diffusers-bin" else ".safetensors")
+        case "authors":
+            return authors.write_delta_bin(path, parts)
+        case "compvis":
+            return authors.write_compvis(path, _ordered(parts, delta), base)
+        case _:
+            return webui.write(path, parts, base)
+
+
+def _ordered(parts: Parts, delta: Delta) -> Parts:
+    """Tokens in the order in which the concepts were taught: a CompVis file has no names for them."""
+    order = [one.modifier_token for one in delta.lineage.concepts]
+    named = sorted(parts.tokens, key=lambda token: order.index(token) if token in order else len(order))
+    return Parts(parts.weights, {token: parts.tokens[token] for token in named})
+
+
+def _with_format(found: tuple[Path, Mapping[str, Any]], kind: Readable) -> tuple[Path, Readable, Mapping[str, Any]]:
+    return found[0], kind, found[1]

@@ -1,0 +1,142 @@
+"""Import: another program's file as a delta of the store, with what the user states of it and what was checked."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from customdiff_core import delta as deltas
+from customdiff_core import stages
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.config import Stated
+from customdiff_core.delta import Delta
+from customdiff_core.errors import DeltaError
+from customdiff_core.finetuning.weight_change import relative_change
+from customdiff_core.interop.content import Base, Parts
+from customdiff_core.interop.formats import Opened, identify, read
+from customdiff_core.lineage import Lineage, Taught
+from customdiff_core.profiles import Profile
+from customdiff_core.weights import file_digest, model_digest
+
+LARGEST_CHANGE = (
+    0.5  # of a base weight's norm; a fine-tuning moves a few hundredths, another base model's weights lie farther
+)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is in a file, and whether it fits a base model."""
+
+    format: str
+    delta: Delta
+    changes: Mapping[str, float]  # relative change of each weight
+    problem: str  # why it does not fit; empty when it does
+
+
+def import_delta(path: Path, profile: Profile, stated: Stated, *, store: Store) -> Artifact:
+    """Take a file into the store.
+
+    Args:
+        path: a file or folder of any readable format.
+        profile: the base model that the user says it belongs to.
+        stated: its concepts, where it does not name them.
+        store: where it goes.
+
+    Returns:
+        A `delta` artifact; its lineage says that the base model is stated.
+
+    Raises:
+        DeltaError: if it cannot be read or trusted, or does not fit the base model.
+    """
+
+    def produce(folder: Path) -> int:
+        found = inspect(path, profile, stated)
+        if found.problem:
+            raise DeltaError(found.problem)
+        deltas.save(folder / deltas.FILE, found.delta)
+        return len(found.delta.names) + len(found.delta.tokens)
+
+    return store.make(stages.import_delta(path.stem, _digest(path), profile, stated.model_dump(mode="json")), produce)
+
+
+def inspect(path: Path, profile: Profile, stated: Stated = Stated()) -> Inspection:
+    """Say what is in a file and whether it fits a base model.
+
+    Raises:
+        DeltaError: if it cannot be read or trusted.
+    """
+    opened, base = identify(path), Base(profile.model)
+    content = read(opened, base)
+    delta = content if isinstance(content, Delta) else _with_lineage(content, opened, profile, stated)
+    deltas.check_finite(((name, tensor) for name, tensor in delta.weights.items()), str(path))
+    deltas.check_finite(((token, row) for token, rows in delta.tokens.items() for row in rows.values()), str(path))
+    try:
+        deltas.check_base(delta, model_digest(profile.model))
+        originals = base.weights(delta.names)
+        deltas.check_shapes(delta, originals)
+    except DeltaError as error:
+        return Inspection(opened.format, delta, {}, str(error))
+    changes = {name: relative_change(delta.whole(name, originals[name]), originals[name]) for name in sorted(originals)}
+    # A file of this project knows its base by digest; only what a user states is told by the size of the change.
+    foreign = not isinstance(content, Delta)
+    return Inspection(opened.format, delta, changes, _too_far(path, changes, originals) if foreign else "")
+
+
+def _with_lineage(parts: Parts, opened: Opened, profile: Profile, stated: Stated) -> Delta:
+    """Give bare parts a lineage: the base as the profile has it, the concepts as stated."""
+    names = list(parts.tokens)
+    if stated.tokens and len(stated.tokens) != len(names):
+        raise DeltaError(
+            f"{opened.path}: found {len(names)} tokens ({', '.join(names) or 'none'}), need as many as stated "
+            f"({', '.join(stated.tokens)}); state one for each"
+        )
+    renamed = dict(zip(names, stated.tokens or names, strict=True))
+    tokens = {renamed[name]: rows for name, rows in parts.tokens.items()}
+    concepts = tuple(
+        Taught(name=_slug(token), category=_at(stated.categories, number), modifier_token=token)
+        for number, token in enumerate(tokens)
+    )
+    lineage = Lineage(
+        base_digest=model_digest(profile.model),
+        base_stated=True,
+        method=f"imported ({opened.format})",
+        concepts=concepts,
+        inputs={"file": _digest(opened.path)},
+    )
+    return Delta(parts.weights, tokens, lineage)
+
+
+def _too_far(path: Path, changes: Mapping[str, float], originals: Mapping[str, Tensor]) -> str:
+    """Why the weights cannot be a fine-tuning of this base; empty when they can."""
+    if not changes:
+        return ""
+    sizes = {name: float(originals[name].double().norm()) ** 2 for name in changes}
+    overall = (sum(changes[name] ** 2 * size for name, size in sizes.items()) / sum(sizes.values())) ** 0.5
+    if overall <= LARGEST_CHANGE:
+        return ""
+    return (
+        f"{path}: found weights that differ from the base model's by {overall:.0%} of their size, need at most "
+        f"{LARGEST_CHANGE:.0%}, as a fine-tuning has; name the base model it was trained on"
+    )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 over a file, or over the names and contents of a folder's."""
+    files: Sequence[Path] = sorted(one for one in path.glob("*") if one.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for one in files:
+        if not one.is_file():
+            raise DeltaError(f"{one}: found no file, need trained weights; correct the path")
+        total.update(f"{one.name}\n{file_digest(one)}\n".encode())
+    return total.hexdigest()
+
+
+def _slug(token: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", token.lower()).strip("-") or "concept"
+
+
+def _at(values: Sequence[str], number: int) -> str:
+    return values[number] if number < len(values) else ""

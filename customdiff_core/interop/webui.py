@@ -1,0 +1,91 @@
+"""Whole models in CompVis' layout, as webui reads them, with the tokens in `embeddings/`. Stable Diffusion 1's shape.
+
+Stable Diffusion 2 and XL keep an OpenCLIP text encoder in theirs, of which diffusers' folder lacks a layer: not written.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from customdiff_core.errors import DeltaError
+from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, QUERIES_AND_OUTPUTS
+from customdiff_core.interop import embeddings
+from customdiff_core.interop.content import PICKLES, Base, Parts, Rows, open_content
+from customdiff_core.interop.ldm_names import TEXT, UNET, VAE, VAE_ATTENTION, renamed, unet_prefixes, vae_prefixes
+from customdiff_core.weights import encoder_names, model_folder, pipeline_part
+
+FOLDER = "embeddings"
+
+
+def matches(content: dict[str, Any]) -> bool:
+    """Whether a file is a whole model."""
+    state = content.get("state_dict", content)
+    return isinstance(state, Mapping) and f"{UNET}input_blocks.0.0.weight" in state
+
+
+def read(path: Path, content: dict[str, Any], base: Base) -> Parts:
+    """Read a whole model's keys and values, other cross-attention that differs, and the tokens of `embeddings/` beside."""
+    state: Mapping[str, Any] = content.get("state_dict", content)
+    pairs = unet_prefixes(base.unet_config)
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(UNET) and name.endswith(CROSS_ATTENTION):
+            found = renamed(name.removeprefix(UNET), pairs, back=True)
+            if found is not None:
+                weights[found] = tensor
+    more = base.weights(name for name in weights if name.endswith(QUERIES_AND_OUTPUTS))
+    same = {name for name, tensor in more.items() if torch.equal(tensor.to(weights[name]), weights[name])}
+    weights = {name: tensor for name, tensor in weights.items() if name not in same}
+    tokens: dict[str, Rows] = {}
+    for other in sorted((path.parent / FOLDER).glob("*")):
+        if other.suffix in (".safetensors", *PICKLES):
+            tokens |= embeddings.read(other, open_content(other)).tokens
+    return Parts(weights, tokens)
+
+
+def write(path: Path, parts: Parts, base: Base) -> list[Path]:
+    """Write the base model with the changed weights in it, and the tokens beside.
+
+    Raises:
+        DeltaError: for a base model whose text encoder has another layout there.
+    """
+    folder = model_folder(base.source)
+    act = pipeline_part(base.source, "text_encoder/config.json").get("hidden_act")
+    if len(encoder_names(folder)) > 1 or act != "quick_gelu":
+        raise DeltaError(
+            "webui checkpoint: found a text encoder that is not Stable Diffusion 1's, need one that is; write diffusers or kohya"
+        )
+    unet = {name: parts.weights.get(name, tensor) for name, tensor in _component(folder, "unet").items()}
+    state = {f"{UNET}{_must(name, unet_prefixes(base.unet_config))}": tensor for name, tensor in unet.items()}
+    vae_pairs = vae_prefixes(pipeline_part(base.source, "vae/config.json"))
+    for name, tensor in _component(folder, "vae").items():
+        theirs = renamed(name, vae_pairs) or name
+        convolved = any(f".attn_1.{part}.weight" in theirs for _, part in VAE_ATTENTION[1:])
+        state[f"{VAE}{theirs}"] = tensor[..., None, None] if convolved and tensor.ndim == 2 else tensor
+    state |= {f"{TEXT}{name}": tensor for name, tensor in _component(folder, "text_encoder").items()}
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    written = [embeddings.write_webui(path.parent / FOLDER, token, rows) for token, rows in parts.tokens.items()]
+    return [path, *written]
+
+
+def _component(folder: Path, name: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for path in sorted((folder / name).glob("*.safetensors")):
+        if len(path.suffixes) == 1:  # no variant such as .fp16.safetensors
+            with safe_open(path, framework="pt") as file:
+                found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return found
+
+
+def _must(name: str, pairs: list[tuple[str, str]]) -> str:
+    found = renamed(name, pairs)
+    if found is None:
+        raise DeltaError(
+            f"webui checkpoint: found {name}, which has no name there, need Stable Diffusion 1's structure"
+        )
+    return found

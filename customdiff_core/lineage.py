@@ -1,0 +1,67 @@
+"""Where a delta comes from: its base model, its method, what it was taught, and from which deltas it was made."""
+
+import json
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from customdiff_core.config import Frozen
+from customdiff_core.errors import DeltaError
+
+FORMAT = "customdiff-delta-2"
+FIRST_FORMAT = "customdiff-delta-1"
+
+
+class Taught(Frozen):
+    """One concept that a delta knows: `modifier_token` is what prompts call it, a new token or a rare word."""
+
+    name: str
+    category: str = ""
+    modifier_token: str
+    initializer_token: str = ""
+
+
+class Lineage(Frozen):
+    """What a delta's file says of itself."""
+
+    base_digest: str = Field(default="", description="the base model's digest; empty in files of other programs")
+    base_stated: bool = Field(default=False, description="the base is what the user said of an imported file")
+    method: str = "unknown"
+    concepts: tuple[Taught, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict, description="what it was made of, by digest")
+
+
+def to_metadata(lineage: Lineage) -> dict[str, str]:
+    """A safetensors header's metadata."""
+    return {"format": FORMAT, "lineage": lineage.model_dump_json()}
+
+
+def from_metadata(metadata: dict[str, str], what: str) -> Lineage:
+    """Read a header's metadata.
+
+    Raises:
+        DeltaError: for another program's file, or one of a format that this version does not know.
+    """
+    found = metadata.get("format", "no format")
+    try:
+        if found == FORMAT:
+            return Lineage.model_validate_json(metadata["lineage"])
+        if found == FIRST_FORMAT:
+            return _first(metadata)
+    except (KeyError, ValueError, ValidationError) as error:
+        raise DeltaError(
+            f"{what}: found a {found} header that cannot be read ({type(error).__name__}), need it whole; copy it again"
+        ) from error
+    raise DeltaError(f"{what}: found {found}, need {FORMAT}; it was written by another program or a newer version")
+
+
+def _first(metadata: dict[str, str]) -> Lineage:
+    """Format 1 knew one concept, and named its token only in its tensors."""
+    lists = (json.loads(metadata[name]) for name in ("concepts", "categories", "initializer_tokens"))
+    concepts = tuple(
+        Taught(name=name, category=category, modifier_token="", initializer_token=word)
+        for name, category, word in zip(*lists, strict=True)
+    )
+    settings = json.loads(metadata["config"])
+    return Lineage(base_digest=metadata["base_digest"], method=metadata["method"], concepts=concepts, settings=settings)

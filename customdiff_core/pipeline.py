@@ -1,0 +1,95 @@
+"""The stages in a row without a server: what the flows do with tasks, for the command line and notebooks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from customdiff_core import concepts as concept_files
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.augmentation import augment
+from customdiff_core.concepts import Concept
+from customdiff_core.config import FinetuneConfig, IndexConfig, MergeConfig, Runtime, Stated
+from customdiff_core.finetuning import methods
+from customdiff_core.finetuning.finetune import finetune
+from customdiff_core.interop.importing import import_delta
+from customdiff_core.merging.merge import merge
+from customdiff_core.profiles import Profile
+from customdiff_core.progress import Progress, silent
+from customdiff_core.retrieval.retrieve import build_index, retrieve
+
+
+def quiet(stage: str) -> Progress:
+    """Tell nobody."""
+    del stage
+    return silent
+
+
+@dataclass
+class Pipeline:
+    """The stages of one base model on one store; `tell` gives each stage somebody to tell how far it is."""
+
+    profile: Profile
+    store: Store
+    runtime: Runtime = field(default_factory=Runtime)
+    tell: Callable[[str], Progress] = quiet
+
+    def index(self) -> Artifact | None:
+        """The embedded world's retrieval index; None where the profile has a source of its own."""
+        if self.profile.corpus.source != "embedded":
+            return None
+        return build_index(self.profile, IndexConfig(), **self._told("index"))
+
+    def training_set(self, concept: Concept, method: str) -> Artifact:
+        """A concept's views with the regularization images that a method has."""
+        chosen, profile = methods.get(method), self.profile
+        config = profile.retrieve.model_copy(update={"regularization": chosen.regularization})
+        regularization: Artifact | None = None
+        if chosen.regularization != "none":
+            index = self.index() if chosen.regularization == "retrieved" else None
+            regularization = retrieve(concept, index, profile, config, **self._told("retrieve"))
+        views = profile.augment.model_copy(update={"random_resize": chosen.random_resize})
+        return augment(concept, regularization, profile, views, **self._told("augment"))
+
+    def train(self, names: Sequence[str], config: FinetuneConfig, *, sequential: bool = False) -> Artifact:
+        """Teach concepts of data/concepts: one, several jointly, or one after the other."""
+        method = methods.get(config.method)
+        wanted = tuple(method.words(concept_files.load(name)) for name in names)
+        sets = tuple(self.training_set(concept, config.method) for concept in wanted)
+        groups = (
+            [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]
+            if sequential
+            else [(wanted, sets)]
+        )
+        delta: Artifact | None = None
+        for taught, examples in groups:
+            delta = finetune(taught, examples, self.profile, config, parent=delta, **self._told("finetune"))
+        assert delta is not None  # of at least one concept
+        return delta
+
+    def delta(self, name: str, config: FinetuneConfig, stated: Stated = Stated()) -> Artifact:
+        """A delta by a concept's name (trained if it is not there), by key, or from a file."""
+        if name in concept_files.names():
+            return self.train([name], config)
+        path = Path(name)
+        if path.exists() or path.suffix:
+            return import_delta(path, self.profile, stated, store=self.store)
+        return self.store.get("delta", name)
+
+    def _told(self, stage: str) -> dict[str, Any]:
+        """What every stage is given beside its inputs."""
+        return {"store": self.store, "runtime": self.runtime, "progress": self.tell(stage)}
+
+    def compose(
+        self,
+        names: Sequence[str],
+        strengths: Sequence[float],
+        training: FinetuneConfig,
+        config: MergeConfig,
+        stated: Stated = Stated(),
+    ) -> Artifact:
+        """Train or import what is missing, and merge."""
+        parts = tuple(self.delta(name, training, stated) for name in names)
+        return merge(
+            parts, tuple(strengths), self.index(), self.profile, config, store=self.store, progress=self.tell("merge")
+        )

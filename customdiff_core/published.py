@@ -1,0 +1,197 @@
+"""Concepts that others have published, laid out as this project's own folders.
+
+Two shapes of JSON, read as they are:
+
+* `concepts_list.json` of the authors' code and of diffusers' example: a list of concepts, each with `instance_prompt`,
+  `class_prompt` and `instance_data_dir`, and perhaps `class_data_dir`;
+* CustomConcept101's `dataset.json`, which adds `prompt_filename`, and `dataset_multiconcept.json`, a list of lists of
+  concepts, each ending in a `prompt_filename_compose` for all of them together.
+
+Paths in them are relative to the JSON file. Everything in them is somebody else's: paths may not leave the folder.
+"""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from customdiff_core import images
+from customdiff_core.concepts import PLACEHOLDER
+from customdiff_core.config import Frozen
+from customdiff_core.errors import ConceptError
+
+TOKEN = re.compile(r"<[A-Za-z0-9_-]+>")
+PLACES = re.compile(r"\{\d?\}")  # {} for one concept; {0} and {1} for two
+
+
+class _Outside(BaseModel):
+    """One entry of a published list; what this project has no use for is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Concept(_Outside):
+    instance_prompt: str
+    class_prompt: str
+    instance_data_dir: str
+    prompt_filename: str | None = None
+
+
+class _Together(_Outside):
+    prompt_filename_compose: str
+
+
+_Entry = _Concept | list[_Concept | _Together]
+_ENTRIES: TypeAdapter[list[_Entry]] = TypeAdapter(list[_Entry])
+
+
+class Published(Frozen):
+    """One concept of a list: its name, its words and where its pictures are."""
+
+    name: str
+    category: str
+    instance_prompt: str = Field(description="with {} for V* and its category")
+    pictures: Path
+    prompts: tuple[str, ...] = ()
+
+
+class PublishedPair(Frozen):
+    """Concepts that are drawn together, and the prompts for it, with {0} and {1}."""
+
+    concepts: tuple[Published, ...]
+    prompts: tuple[str, ...]
+
+
+def read(path: Path) -> list[Published | PublishedPair]:
+    """Read a published list.
+
+    Args:
+        path: the JSON file; what it names is looked for beside it.
+
+    Raises:
+        ConceptError: if it is no such list, or what it names is not there.
+    """
+    try:
+        entries = _ENTRIES.validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConceptError(f"list of concepts {path}: found no file, need a JSON list; correct the path") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list", "_", "function")))
+        raise ConceptError(
+            f"list of concepts {path}: found entry {where or 'of another kind'} wrong ({first['msg']}), need "
+            "instance_prompt, class_prompt and instance_data_dir of each concept; correct it"
+        ) from error
+    root = path.resolve().parent
+    return [_pair(entry, root) if isinstance(entry, list) else _single(entry, root) for entry in entries]
+
+
+def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_token: str) -> Path:
+    """Write a published concept as a folder with concept.yaml, images and prompts; return it.
+
+    Args:
+        concept: from `read`.
+        folder: where concepts lie, such as data/concepts.
+        modifier_token: V*, one that no other concept there has.
+        initializer_token: the rare token that V* starts from.
+
+    Raises:
+        ConceptError: if such a folder is there already, or there is no picture.
+    """
+    target = folder / concept.name
+    if target.exists():
+        raise ConceptError(f"concept {concept.name}: found {target} already, need a new folder; rename or remove it")
+    pictures = [one for one in sorted(concept.pictures.iterdir()) if one.suffix.lower() in images.SUFFIXES]
+    if not pictures:
+        allowed = ", ".join(sorted(images.SUFFIXES))
+        raise ConceptError(f"{concept.pictures}: found no pictures, need some of the concept ({allowed}); add them")
+    data = [
+        (one.name, images.read_picture(one, concept.pictures)) for one in pictures
+    ]  # all readable, or nothing written
+    (target / "images").mkdir(parents=True)
+    try:
+        for name, content in data:
+            (target / "images" / name).write_bytes(content)
+        prompts = concept.prompts or (concept.instance_prompt,)
+        (target / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        spec = {
+            "name": concept.name,
+            "title": concept.name.replace("_", " "),
+            "category": concept.category,
+            "modifier_token": modifier_token,
+            "initializer_token": initializer_token,
+            "instance_prompt": concept.instance_prompt,
+            "class_prompt": concept.category,
+            "prompts": "prompts.txt",
+        }
+        (target / "concept.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return target
+
+
+def _single(entry: _Concept, root: Path) -> Published:
+    pictures = _inside(entry.instance_data_dir, root)
+    if not pictures.is_dir():
+        raise ConceptError(
+            f"instance_data_dir: found no folder {pictures}, need the concept's pictures there; download them beside the list"
+        )
+    name = re.sub(r"[^a-z0-9_-]+", "-", pictures.name.lower()).strip("-_") or "concept"
+    category = entry.class_prompt.strip()
+    return Published(
+        name=name,
+        category=category,
+        instance_prompt=_with_placeholder(entry.instance_prompt, category),
+        pictures=pictures,
+        prompts=_prompts(entry.prompt_filename, root, 1) if entry.prompt_filename else (),
+    )
+
+
+def _pair(entries: Sequence[_Concept | _Together], root: Path) -> PublishedPair:
+    concepts = tuple(_single(one, root) for one in entries if isinstance(one, _Concept))
+    together = [one for one in entries if isinstance(one, _Together)]
+    if len(concepts) < 2 or len(together) != 1:
+        raise ConceptError(
+            f"concepts together: found {len(concepts)} concepts and {len(together)} prompt_filename_compose, "
+            "need at least 2 and exactly 1; correct the list"
+        )
+    return PublishedPair(concepts=concepts, prompts=_prompts(together[0].prompt_filename_compose, root, len(concepts)))
+
+
+def _with_placeholder(prompt: str, category: str) -> str:
+    """ "photo of a <new1> cat" as "photo of a {}"."""
+    found = TOKEN.search(prompt)
+    if found is None or not prompt[found.end() :].lstrip().lower().startswith(category.lower()):
+        raise ConceptError(
+            f"instance_prompt: found {prompt!r}, need a modifier token before the category {category!r}, such as "
+            f"'photo of a <new1> {category}'; correct the list"
+        )
+    end = found.end() + prompt[found.end() :].lower().index(category.lower()) + len(category)
+    return prompt[: found.start()] + PLACEHOLDER + prompt[end:]
+
+
+def _prompts(name: str, root: Path, concepts: int) -> tuple[str, ...]:
+    path = _inside(name, root)
+    if not path.is_file():
+        raise ConceptError(f"prompts: found no file {path}, need one prompt a line; download it beside the list")
+    lines: list[Any] = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    prompts = tuple(line for line in lines if line)
+    wanted = {PLACEHOLDER} if concepts == 1 else {f"{{{number}}}" for number in range(concepts)}
+    for prompt in prompts:
+        if set(PLACES.findall(prompt)) != wanted:
+            raise ConceptError(
+                f"{path}: found {prompt!r}, need {' and '.join(sorted(wanted))} in every prompt; correct the file"
+            )
+    return prompts
+
+
+def _inside(name: str, root: Path) -> Path:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise ConceptError(f"list of concepts: found the path {name!r}, need one inside {root}; move the files there")
+    return path

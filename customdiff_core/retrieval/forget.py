@@ -1,0 +1,97 @@
+"""Forget a picture that somebody asks to be removed: it, what was made from it, and any future wish to fetch it."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from customdiff_core.artifacts import Artifact, Manifest, Store
+from customdiff_core.errors import RetrievalError
+from customdiff_core.retrieval.fetch import url_digest
+from customdiff_core.retrieval.known import forgotten, remember_forgotten
+
+SOURCE = "regularization"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What a request removes.
+
+    Args:
+        digest: the link's SHA-256, which alone is kept, so that it is never fetched again.
+        artifacts: those that hold the picture, and all that were made from them.
+        folders: half-finished work that holds it: pictures of broken-off retrievals, checkpoints of trainings.
+        producers: the runs that made them, whose pages in the UI may show it.
+    """
+
+    digest: str
+    artifacts: tuple[Artifact, ...]
+    folders: tuple[Path, ...]
+    producers: tuple[str, ...]
+
+
+def plan(url: str, store: Store) -> Forgotten:
+    """Find what `forget` would remove; changes nothing.
+
+    Args:
+        url: the picture's link, as the regularization set has it.
+        store: where to look.
+    """
+    digest = url_digest(url)
+    manifests = [one for kind in _kinds(store) for one in store.manifests(kind)]
+    found = {one.artifact.key: one for one in manifests if _holds(store.path(one.artifact), url)}
+    while grown := {
+        one.artifact.key: one for one in manifests if one.artifact.key not in found and _made_from(one, found.values())
+    }:
+        found |= grown
+    scratch = store.root / "checkpoints"
+    folders = [path.parents[1] for path in scratch.glob(f"{SOURCE}/*/pictures/{digest}.json")]
+    folders += [path for one in found.values() if (path := scratch / one.recipe.kind / one.recipe.base_key).is_dir()]
+    # What was set aside as damaged is no artifact any more, but may hold the picture all the same.
+    folders += [path for path in (store.root / "damaged").glob(f"{SOURCE}-*") if _holds(path, url)]
+    producers = dict.fromkeys(one.producer for one in found.values())
+    return Forgotten(digest, tuple(one.artifact for one in found.values()), tuple(folders), tuple(producers))
+
+
+def forget(url: str, store: Store) -> Forgotten:
+    """Remove a picture and everything made from it, and never fetch it again.
+
+    A regularization set that held it is made anew, without it, when it is needed next. The index still lists the link.
+
+    Args:
+        url: the picture's link.
+        store: where it is.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        RetrievalError: if the store knows nothing of this link and has not forgotten it before.
+    """
+    planned = plan(url, store)
+    if not planned.artifacts and not planned.folders and planned.digest not in forgotten(store):
+        raise RetrievalError(
+            f"forget: found nothing of {url} in {store.root}, need the link as regularization.parquet has it; copy it from there"
+        )
+    remember_forgotten(store, planned.digest)  # first: a run that goes on meanwhile must not fetch it again
+    for artifact in planned.artifacts:
+        shutil.rmtree(store.path(artifact), ignore_errors=True)
+    for folder in planned.folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return planned
+
+
+def _kinds(store: Store) -> list[str]:
+    names = [path.name for path in store.root.glob("*") if path.is_dir()]
+    return [name for name in names if name not in ("checkpoints", "damaged")]
+
+
+def _holds(folder: Path, url: str) -> bool:
+    path = folder / f"{SOURCE}.parquet"
+    return path.exists() and url in pq.read_table(path, columns=["url"])["url"].to_pylist()
+
+
+def _made_from(manifest: Manifest, found: Iterable[Manifest]) -> bool:
+    return not {one.artifact.sha256 for one in found}.isdisjoint(manifest.recipe.inputs.values())

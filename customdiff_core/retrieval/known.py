@@ -1,0 +1,63 @@
+"""What the store knows of links already: pictures that need not be fetched again, and links that must not."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from customdiff_core import images
+from customdiff_core.artifacts import Store, write_atomic
+from customdiff_core.retrieval.decoder import Picture, perceptual_hash
+from customdiff_core.retrieval.fetch import Link, Shelf, url_digest
+
+FORGOTTEN = "forgotten.json"
+
+
+def restock(links: Iterable[Link], shelf: Shelf, store: Store, side: int, others: Sequence[Shelf] = ()) -> None:
+    """Put onto the shelf what other artifacts, and other shelves of this pass, have of these links.
+
+    Args:
+        links: by URL; images beside the index are read anew.
+        shelf: where they go.
+        store: whose `regularization` artifacts are looked through, by the digests of their URLs.
+        side: shorter side of a kept picture: one that was kept at another size is fetched again.
+        others: shelves of prompts that came before.
+    """
+    wanted = {link.digest: link for link in links if link.read is None and link not in shelf}
+    for other in others:
+        for link in [link for link in wanted.values() if link in other]:
+            shelf.put(link, other.picture(link), int(other.notes[link.digest]["round"]))
+            del wanted[link.digest]
+    for folder in _same_size(store, side) if wanted else ():
+        path = folder / "regularization.parquet"
+        urls = pq.read_table(path, columns=["url"])["url"].to_pylist()
+        rows = {digest: row for row, url in enumerate(urls) if url and (digest := url_digest(url)) in wanted}
+        if rows:
+            table = pd.read_parquet(path, columns=["image", "source_sha256", "width", "height", "round"])
+            for digest, row in rows.items():
+                found = table.iloc[row]
+                phash = perceptual_hash(images.open_trusted(found["image"]))
+                size = int(found["width"]), int(found["height"])
+                picture = Picture(found["image"], str(found["source_sha256"]), *size, phash)
+                shelf.put(wanted.pop(digest), picture, int(found["round"]))
+
+
+def forgotten(store: Store) -> frozenset[str]:
+    """Digests of the links whose removal somebody asked for."""
+    path = store.root / FORGOTTEN
+    return frozenset(json.loads(path.read_text())) if path.exists() else frozenset()
+
+
+def remember_forgotten(store: Store, digest: str) -> None:
+    """Note that a link must never be fetched again; its digest, and not the link."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    path: Path = store.root / FORGOTTEN
+    write_atomic(path, json.dumps(sorted(forgotten(store) | {digest})).encode())
+
+
+def _same_size(store: Store, side: int) -> list[Path]:
+    found = [one for one in store.manifests("regularization") if one.recipe.config.get("side") == side]
+    whole = [store.path(one.artifact) for one in sorted(found, key=lambda one: one.created, reverse=True)]
+    return [folder for folder in whole if not store.problems(folder)]

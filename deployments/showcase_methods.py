@@ -1,0 +1,131 @@
+"""Every method on one concept: a grid of pictures and a table of figures, for the README.
+
+python -m deployments.showcase_methods --concept cat              # writes docs/methods.png; trains what the store lacks
+python -m deployments.showcase_methods --steps 4 --seeds 1        # a quick look at whether it runs
+
+Beside the figures, each row says how many numbers were trained, how large the file is, and whether everything else of the
+network is bit for bit the base model's. The last row is Custom Diffusion compressed to a fifth of its size.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+
+from customdiff_core import concepts, figures, profiles, tables
+from customdiff_core import delta as deltas
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.cli.bars import bars
+from customdiff_core.compression import compress
+from customdiff_core.concepts import Concept
+from customdiff_core.config import CompressConfig, EvaluateConfig
+from customdiff_core.evaluation.evaluate import evaluate
+from customdiff_core.evaluation.results import compare, interval, number, side_by_side
+from customdiff_core.finetuning import methods
+from customdiff_core.finetuning.components import load_components
+from customdiff_core.pipeline import Pipeline
+from customdiff_core.settings import REPOSITORY
+
+METRICS = ("image_alignment_held_out", "text_alignment", "kid")
+SIDE, PROMPTS, SEEDS, LINE = 64, 4, 2, 16
+COMPRESSED = "custom-diffusion, a fifth"
+
+
+def main(
+    concept: Annotated[str, typer.Option(help="A folder of data/concepts.")] = "cat",
+    steps: Annotated[int | None, typer.Option(help="Training steps; by default the profile's for each method.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Images a prompt.")] = None,
+    kid_images: Annotated[int | None, typer.Option(help="Held-out captions for KID.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the grid goes.")] = REPOSITORY / "docs" / "methods.png",
+) -> None:
+    """Train, evaluate and print."""
+    profile, store = profiles.get("openmoji"), Store()
+    config = profile.evaluate
+    config = config.model_copy(update={"seeds": tuple(range(seeds))} if seeds else {})
+    if kid_images:
+        config = config.model_copy(update={"kid_images": kid_images, "kid_subset_size": min(100, kid_images)})
+    made: dict[str, tuple[Concept, Artifact]] = {}
+    with bars() as tell:
+        pipeline = Pipeline(profile, store, tell=tell)
+        for name, method in methods.METHODS.items():
+            training = profile.training(name)
+            training = training.model_copy(update={"steps": steps} if steps else {})
+            made[name] = (method.words(concepts.load(concept)), pipeline.train([concept], training))
+        wanted, whole = made["custom-diffusion"]
+        fifth = (store.path(whole) / deltas.FILE).stat().st_size / 5e6
+        small = compress(whole, profile, CompressConfig(megabytes=fifth), store=store, progress=tell("compress"))
+        made[COMPRESSED] = (wanted, small)
+        metrics = {
+            name: evaluate(one, delta, profile, config, store=store, progress=tell(f"evaluate {name}"))
+            for name, (one, delta) in made.items()
+        }
+    grid(metrics, store).save(out, optimize=True)
+    console = Console(width=220, highlight=False)
+    for line in table(made, metrics, pipeline, config):
+        console.print(line, markup=False)
+
+
+def table(
+    made: dict[str, tuple[Concept, Artifact]], metrics: dict[str, Artifact], pipeline: Pipeline, config: EvaluateConfig
+) -> Iterator[str]:
+    """The figures as a Markdown table."""
+    store = pipeline.store
+    base = state_of(pipeline, None)
+    heads = ["trained numbers", "file", "all else", *(figures.METRICS[name] for name in METRICS)]
+    yield f"| method ({len(config.seeds)} seeds) | {' | '.join(heads)} |"
+    yield "|---" * (len(heads) + 1) + "|"
+    for name, (_, delta) in made.items():
+        loaded = deltas.load(store.path(delta) / deltas.FILE)
+        rows = sum(row.numel() for token in loaded.tokens.values() for row in token.values())
+        trained = sum(base[one].numel() for one in loaded.names) + rows
+        same = untouched(base, loaded.names) == untouched(state_of(pipeline, delta), loaded.names)
+        size = (store.path(delta) / deltas.FILE).stat().st_size / 1e6
+        found = {one.metric: one for one in compare(tables.read(store, metrics[name], "metrics"))}
+        cells = [
+            f"{number(found[one].customized.value)} ({interval(found[one].customized)})"
+            for one in METRICS
+            if one in found
+        ]
+        yield f"| {name} | {trained:,} | {size:.2f} MB | {'as it was' if same else 'CHANGED'} | {' | '.join(cells)} |"
+
+
+def state_of(pipeline: Pipeline, delta: Artifact | None) -> dict[str, torch.Tensor]:
+    """The UNet's weights, with a delta put in."""
+    components = load_components(pipeline.profile.model)
+    if delta is not None:
+        deltas.apply(components, deltas.load(pipeline.store.path(delta) / deltas.FILE))
+    return components.unet.state_dict()
+
+
+def untouched(state: dict[str, torch.Tensor], trained: set[str]) -> str:
+    """SHA-256 over the weights that were not trained."""
+    total = hashlib.sha256()
+    for name in sorted(set(state) - trained):
+        total.update(state[name].numpy().tobytes())
+    return total.hexdigest()
+
+
+def grid(metrics: dict[str, Artifact], store: Store) -> Image.Image:
+    """A row a method: the first prompts and seeds, base model above everything."""
+    rows = {name: side_by_side(one, store, SEEDS)[:PROMPTS] for name, one in metrics.items()}
+    first = next(iter(rows.values()))
+    strips = {"base model": [png for row in first for png in row.base]}
+    strips |= {name: [png for row in shown for png in row.customized] for name, shown in rows.items()}
+    width = (SIDE + 2) * PROMPTS * SEEDS - 2
+    sheet = Image.new("RGB", (width, (SIDE + LINE + 4) * len(strips)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    for place, (name, pngs) in enumerate(strips.items()):
+        top = place * (SIDE + LINE + 4)
+        draw.text((0, top), name, fill="#333333", font=font)
+        strip = figures.montage(pngs, len(pngs), SIDE)
+        sheet.paste(strip, (0, top + LINE), strip)
+    return sheet
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,109 @@
+"""Several concepts in one picture: merged beside jointly trained, and three merged; tables and grids for the README.
+
+python -m deployments.showcase_together                           # writes docs/together-2.png and docs/together-3.png
+python -m deployments.showcase_together --steps 4 --seeds 1       # a quick look at whether it runs
+
+Eight prompts x eight seeds. The question of the pair is whether both are there as often as the base model draws "a cat and a
+dog": its answer is a program's (`evaluation/presence.py`), printed with how often that program is right on known pictures.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+
+from customdiff_core import concepts, figures, profiles, tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.cli.bars import bars
+from customdiff_core.evaluation.report_together import metric_rows
+from customdiff_core.evaluation.results import interval, number, sources
+from customdiff_core.evaluation.together import BASE, PRESENCE, evaluate_together
+from customdiff_core.pipeline import Pipeline
+from customdiff_core.settings import REPOSITORY
+
+SIDE, LINE = 64, 16
+GOAL = 0.8  # of the base model's rate of pictures with all of them
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Concepts; by default cat, dog and teddybear.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; by default the profile's.")] = None,
+    seeds: Annotated[int, typer.Option(help="Images a prompt.")] = 8,
+    ridge: Annotated[float | None, typer.Option(help="Holds the merged weights; by default the profile's.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="Target prompts of the merge; by default the profile's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the grids.")] = REPOSITORY / "docs",
+) -> None:
+    """Train what is missing, merge, train jointly, evaluate, print."""
+    chosen = names or ["cat", "dog", "teddybear"]
+    profile, store, console = profiles.get("openmoji"), Store(), Console(width=220, highlight=False)
+    training = profile.finetune.model_copy(update={"steps": steps} if steps else {})
+    stated = {"ridge": ridge, "prompts": tuple(target) if target else None}
+    merging = profile.merge.model_copy(update={name: value for name, value in stated.items() if value is not None})
+    config = profile.evaluate.model_copy(update={"seeds": tuple(range(seeds))})
+    for count in (2, 3)[: len(chosen) - 1]:
+        group = chosen[:count]
+        with bars() as tell:
+            pipeline = Pipeline(profile, store, tell=tell)
+            subjects = {"merged": pipeline.compose(group, [1.0] * count, training, merging)}
+            if count == 2:
+                subjects["joint"] = pipeline.train(group, training)
+            made = evaluate_together(
+                tuple(concepts.load(name) for name in group),
+                subjects,
+                concepts.prompts_together(count),
+                profile,
+                config,
+                store=store,
+                progress=tell("evaluate"),
+            )
+        grid(made, store).save(out / f"together-{count}.png", optimize=True)
+        for line in table(made, store):
+            console.print(line, markup=False)
+
+
+def table(together: Artifact, store: Store) -> list[str]:
+    """The figures as a Markdown table, and whether the goal is met."""
+    found = tables.read(store, together, "metrics")
+    rows = metric_rows(found)
+    heads = list(rows[0][1])
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for title, cells in rows:
+        texts = [f"{number(cells[head].value)} ({interval(cells[head])})" for head in heads]
+        lines.append(f"| {title} | {' | '.join(texts)} |")
+    present = {row["subject"]: float(row["value"]) for row in tables.records(found[found["metric"] == PRESENCE])}
+    for name in heads:
+        if name != BASE and " - " not in name:
+            ratio = present[name] / max(present[BASE], 1e-9)
+            lines.append(f"{name}: all present in {ratio:.2f} of the base model's rate, goal {GOAL}")
+    for row in tables.records(found[found["subject"] == "judge"]):
+        lines.append(f"judge: {row['metric']}: {row['value']:.2f} of {row['n']}")
+    return lines
+
+
+def grid(together: Artifact, store: Store) -> Image.Image:
+    """Every prompt a row of strips, one a model: all seeds, none chosen."""
+    sets = {name: tables.read(store, one, "samples") for name, one in sources(together, store).items()}
+    prompts = sorted(set(sets[BASE]["prompt_id"]))
+    strips: list[tuple[str, Image.Image]] = []
+    for prompt in prompts:
+        for name, samples in sets.items():
+            part = sorted(tables.records(samples[samples["prompt_id"] == prompt]), key=lambda row: row["seed"])
+            pngs = [row["image"] for row in part]
+            strips.append((f"{name}: {part[0]['prompt']}", figures.montage(pngs, len(pngs), SIDE)))
+    width = max(strip.width for _, strip in strips)
+    columns, height = len(sets), SIDE + LINE + 4
+    sheet = Image.new("RGB", (columns * (width + 16), height * len(prompts)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for place, (words, strip) in enumerate(strips):
+        left, top = place % columns * (width + 16), place // columns * height
+        draw.text((left, top), words, fill="#333333", font=font)
+        sheet.paste(strip, (left, top + LINE), strip)
+    return sheet
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,91 @@
+"""Two concepts by two models on equal noise, measured and told: on the chain's small artifacts."""
+
+import pytest
+
+from customdiff_core import concepts, tables
+from customdiff_core.artifacts import Artifact
+from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
+from customdiff_core.errors import ConfigError
+from customdiff_core.evaluation.report_together import report_together
+from customdiff_core.evaluation.results import sources
+from customdiff_core.evaluation.together import evaluate_together, fill
+
+PROMPTS = ("a {0} and a {1}", "photo of a {1} and a {0} <b>")
+CONFIG = EvaluateConfig(seeds=(0, 1), sample=SampleConfig(steps=2, guidance_scale=4))
+
+
+@pytest.fixture(scope="module")
+def both(chain):
+    return chain.concept, concepts.load("dog")
+
+
+@pytest.fixture(scope="module")
+def together(chain, dog_delta, both) -> Artifact:
+    subjects = {"merged": chain.delta, "joint": dog_delta}
+    # Each knows one of the two words; the other is read as letters, which is good enough to be measured.
+    return evaluate_together(
+        both, subjects, PROMPTS, chain.profile, CONFIG, store=chain.store, runtime=Runtime(device="cpu")
+    )
+
+
+def test_every_model_draws_every_prompt_with_the_words_it_has(chain, both, together: Artifact):
+    sets = sources(together, chain.store)
+    assert list(sets) == ["base", "merged", "joint"]
+    words = {name: tables.read(chain.store, one, "samples")["prompt"].unique().tolist() for name, one in sets.items()}
+    assert words["base"] == ["a cat and a dog", "photo of a dog and a cat <b>"]
+    assert words["merged"] == words["joint"] == [fill(prompt, [one.noun for one in both]) for prompt in PROMPTS]
+    scores = tables.read(chain.store, together, "scores")
+    assert len(scores) == 3 * len(PROMPTS) * 2
+    assert set(scores["all_present"]) <= {0.0, 1.0}
+
+
+def test_figures_have_intervals_and_paired_differences(chain, together: Artifact):
+    table = tables.read(chain.store, together, "metrics")
+    measured = table[table["subject"] != "judge"]
+    assert set(measured["subject"]) == {"base", "merged", "joint", "merged - base", "joint - base"}
+    assert set(measured["metric"]) == {"text_alignment", "image_alignment_cat", "image_alignment_dog", "all_present"}
+    assert (measured["ci_low"] <= measured["value"]).all()
+    assert (measured["value"] <= measured["ci_high"]).all()
+    values = measured.set_index(["metric", "subject"])["value"]
+    for metric in set(measured["metric"]):
+        difference = values[metric, "merged"] - values[metric, "base"]
+        assert values[metric, "merged - base"] == pytest.approx(difference)
+
+
+def test_the_judge_of_presence_is_judged_itself(chain, together: Artifact):
+    judge = tables.read(chain.store, together, "metrics").query("subject == 'judge'")
+    assert judge["n"].tolist() == [6, 11]
+    assert judge["value"].between(0, 1).all()
+
+
+def test_the_page_shows_every_prompt_and_escapes_it(chain, both, together: Artifact, dog_delta):
+    chained = {"together": together, "merged": chain.delta, "joint": dog_delta}
+    page = report_together(both, chained, chain.profile, store=chain.store)
+    html = (chain.store.path(page) / "report.html").read_text()
+    assert "photo of a dog and a cat &lt;b&gt;" in html
+    assert "<b>" not in html.replace('<b class="', "").split("Every prompt, every model")[1].split("Figures")[0]
+    assert "the teal cat and the purple dog" in html
+    assert html.count('src="data:image/webp;base64,') == 6 + 5 + 3 * 2 * 2
+    assert "http:" not in html
+    assert "https:" not in html
+
+
+def test_a_prompt_that_misses_a_concept_is_refused(chain, both):
+    with pytest.raises(ConfigError) as error:
+        evaluate_together(both, {}, ("a {0}",), chain.profile, CONFIG, store=chain.store)
+    assert str(error.value) == (
+        "prompts: found 0 of {1} in 'a {0}', need each of 2 concepts once; for example \"a {0} and a {1}\""
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_there_are_prompts_for_two_and_three(count: int):
+    found = concepts.prompts_together(count)
+    assert len(found) == 8
+    assert concepts.prompts_together(count, list(found)) == found
+    with pytest.raises(ConfigError, match=r"prompts: found no file .*together-9.txt"):
+        concepts.prompts_together(9)
+
+
+def test_categories_are_filled_in_one_by_one():
+    assert fill("a {1} and a {0}", ["<a> cat", "<b> dog"]) == "a <b> dog and a <a> cat"

@@ -1,0 +1,259 @@
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from customdiff_core import delta as deltas
+from customdiff_core import profiles, tables
+from customdiff_core.artifacts import Store
+from customdiff_core.config import AugmentConfig, FinetuneConfig, Runtime
+from customdiff_core.errors import ConfigError, ModifierTokenError
+from customdiff_core.finetuning import methods
+from customdiff_core.finetuning.finetune import finetune, make_trainer
+from customdiff_core.finetuning.trained_parameters import matching_parameters
+from customdiff_core.finetuning.weight_change import layer_kind, weight_changes
+from customdiff_core.lineage import Lineage
+
+STABLE_DIFFUSION_1 = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+}
+CPU = Runtime(device="cpu")
+
+
+@pytest.fixture
+def trainer(chain):
+    """Two steps of a method on the chain's training set."""
+
+    def make(method: str, **update):
+        concept = methods.get(method).words(chain.concept)
+        config = chain.finetune_config.model_copy(update={"method": method, "steps": 2} | update)
+        return make_trainer((concept,), (chain.training_set,), chain.profile, config, chain.store, CPU)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("method", "tensors", "numbers"),
+    [
+        ("custom-diffusion", 32, 19_169_280),
+        ("custom-diffusion-crossattn", 80, 43_962_560),
+        ("custom-diffusion-all", 686, 859_520_964),
+        ("dreambooth", 686, 859_520_964),
+        ("textual-inversion", 0, 0),
+    ],
+)
+def test_how_much_each_method_trains_of_stable_diffusion_1(method: str, tensors: int, numbers: int):
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**STABLE_DIFFUSION_1)
+    trained = matching_parameters(unet, methods.get(method).trains)
+    assert (len(trained), sum(one.numel() for one in trained.values())) == (tensors, numbers)
+
+
+def test_custom_diffusion_stores_the_papers_75_megabytes():
+    assert pytest.approx(76.7, abs=0.05) == 19_169_280 * 4 / 1e6
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_what_a_method_trains_moves_and_everything_else_stays_bit_for_bit(trainer, tmp_path: Path, method: str):
+    one = trainer(method)
+    networks = {"unet": one.components.unet, "text": one.components.text_encoder}
+    before = {
+        f"{net}.{name}": value.clone()
+        for net, module in networks.items()
+        for name, value in module.state_dict().items()
+    }
+    one.run(tmp_path, 100)
+    moved = {
+        f"{net}.{name}"
+        for net, module in networks.items()
+        for name, value in module.state_dict().items()
+        if not torch.equal(value, before[f"{net}.{name}"])
+    }
+    token = {"text.text_model.embeddings.token_embedding.rows"} if method != "dreambooth" else set[str]()
+    unet = {f"unet.{name}" for name in one.weights}
+    assert {
+        name for name in moved if name.startswith("text")
+    } == token  # no row of the table itself, and V* if it is new
+    assert {name for name in moved if name.startswith("unet")} <= unet
+    assert len(unet - moved) <= 0.02 * len(unet)  # a bias before a normalization has no gradient
+    endings = methods.get(method).trains
+    assert {name for name in before if name.startswith("unet") and name.endswith(endings)} == unet
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_every_method_runs_as_a_stage_and_loads_back(chain, store: Store, method: str):
+    folder = store.root / "training_set" / chain.training_set.key
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(chain.store.path(chain.training_set))
+    concept = methods.get(method).words(chain.concept)
+    config = chain.finetune_config.model_copy(update={"method": method, "steps": 1})
+    made = finetune((concept,), (chain.training_set,), chain.profile, config, store=store, runtime=CPU)
+    delta = deltas.load(store.path(made) / deltas.FILE)
+    assert delta.lineage.method == method
+    assert delta.lineage.concepts[0].modifier_token == ("ktn" if method == "dreambooth" else "<teal-cat>")
+    assert bool(delta.tokens) == (method != "dreambooth")
+    assert bool(delta.weights) == (method != "textual-inversion")
+    from customdiff_core.sampling import load_model
+
+    components, _ = load_model(chain.profile, made, store, CPU)
+    found = components.unet.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in delta.weights.items())
+    changes = tables.read(store, made, "weight_change")
+    if method == "custom-diffusion-all":
+        assert set(changes["kind"]) == {"cross-attention", "self-attention", "other"}
+        assert (changes["change"] >= 0).all()
+
+
+def test_the_learning_rate_rule_is_the_papers():
+    """1e-5 x batch x accumulation, x 2 with prior preservation (appendix); DreamBooth's and fine-tune all's are fixed."""
+    config = FinetuneConfig(steps=1, batch_size=2, gradient_accumulation=3)
+    alone = config.model_copy(update={"prior_weight": 0.0})
+    assert methods.get("custom-diffusion").learning_rate(config) == pytest.approx(1e-5 * 12)
+    assert methods.get("custom-diffusion").learning_rate(alone) == pytest.approx(1e-5 * 6)
+    assert methods.get("textual-inversion").learning_rate(alone) == pytest.approx(5e-4 * 6)
+    assert methods.get("dreambooth").learning_rate(config) == methods.get("custom-diffusion-all").rate == 5e-6
+    stated = config.model_copy(update={"learning_rate": 1e-3})
+    assert methods.get("custom-diffusion").rates(stated) == (1e-3, 1e-3)
+    assert methods.get("custom-diffusion").rates(stated.model_copy(update={"modifier_learning_rate": 2e-3})) == (
+        1e-3,
+        2e-3,
+    )
+
+
+def test_a_profile_gives_each_method_its_own_settings_and_the_rest_by_rule():
+    paper = profiles.get("sd14")
+    assert paper.training("custom-diffusion") == paper.finetune
+    dreambooth = paper.training("dreambooth")
+    assert (dreambooth.steps, dreambooth.learning_rate, dreambooth.batch_size) == (800, None, 2)
+    inversion = paper.training("textual-inversion")
+    assert (inversion.steps, inversion.prior_weight) == (3000, 0.0)
+    assert methods.get("textual-inversion").rates(inversion)[1] == pytest.approx(1e-3)
+    small = profiles.get("openmoji")
+    assert (
+        small.training("textual-inversion").modifier_learning_rate
+        == small.methods["textual-inversion"].modifier_learning_rate
+    )
+    assert not methods.get("custom-diffusion-crossattn").random_resize
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ConfigError) as error:
+        methods.get("dreamboth")
+    assert str(error.value) == (
+        "method: found 'dreamboth', need one of custom-diffusion, custom-diffusion-crossattn, custom-diffusion-all, "
+        "dreambooth, textual-inversion; did you mean 'dreambooth'?"
+    )
+
+
+def test_dreambooth_says_the_rare_word_itself(cat):
+    named = methods.get("dreambooth").words(cat)
+    assert named.with_concept("a crying {}") == "a crying ktn cat"
+    assert named.digest != cat.digest
+    assert methods.get("custom-diffusion").words(cat) is cat
+
+
+# Several concepts
+
+
+@pytest.fixture(scope="module")
+def pair(chain, tmp_path_factory):
+    """Training sets of two concepts, of different sizes; the second without regularization images."""
+    from customdiff_core import concepts
+    from customdiff_core.augmentation import augment
+
+    dog = concepts.load("dog")
+    config = AugmentConfig(resolution=64, views=5)
+    return (chain.concept, dog), (chain.training_set, augment(dog, None, chain.profile, config, store=chain.store))
+
+
+def test_joint_training_sees_each_concept_equally_often(chain, pair):
+    config = chain.finetune_config.model_copy(update={"batch_size": 4})
+    one = make_trainer(*pair, chain.profile, config, chain.store, CPU)
+    seen: list[int] = []
+    for number in range(15):
+        views, priors = one.batch(number)
+        assert sum(row < 12 for row in views.tolist()) == 2
+        assert all(17 <= row < 17 + 24 for row in priors.tolist())
+        seen += views.tolist()
+    assert all("<teal-cat>" in one.examples.prompts[row] for row in range(12))
+    assert all("dog" in one.examples.prompts[row] for row in range(12, 17))
+    assert set(seen) == set(range(17))
+    counts = [seen.count(row) for row in range(17)]
+    assert max(counts[:12]) - min(counts[:12]) <= 1
+    assert counts[12:] == [6] * 5
+
+
+def test_joint_training_moves_every_token_and_starts_none_alike(chain, pair, tmp_path: Path):
+    """The fault of the public script: only one of several tokens was trained."""
+    config = chain.finetune_config.model_copy(update={"steps": 2})
+    one = make_trainer(*pair, chain.profile, config, chain.store, CPU)
+    before = one.rows["text_encoder"].detach().clone()
+    one.run(tmp_path, 100)
+    moved = (one.rows["text_encoder"].detach() - before).abs().amax(dim=1)
+    assert (moved > 1e-3).all()
+    assert len(moved) == 2
+
+
+def test_joint_training_is_an_artifact_of_both(chain, pair):
+    config = chain.finetune_config.model_copy(update={"steps": 1})
+    made = finetune(*pair, chain.profile, config, store=chain.store, runtime=CPU)
+    assert chain.store.manifest(made).recipe.labels["concept"] == "cat+dog"
+    assert chain.store.manifest(made).recipe.labels["way"] == "joint"
+    delta = deltas.load(chain.store.path(made) / deltas.FILE)
+    assert set(delta.tokens) == {concept.modifier_token for concept in pair[0]}
+    assert [one.name for one in delta.lineage.concepts] == ["cat", "dog"]
+
+
+def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, pair):
+    (_, dog), (_, dogs) = pair
+    config = chain.finetune_config.model_copy(update={"steps": 2})
+    made = finetune((dog,), (dogs,), chain.profile, config, parent=chain.delta, store=chain.store, runtime=CPU)
+    first, second = (deltas.load(chain.store.path(one) / deltas.FILE) for one in (chain.delta, made))
+    assert torch.equal(first.tokens["<teal-cat>"]["text_encoder"], second.tokens["<teal-cat>"]["text_encoder"])
+    assert [one.name for one in second.lineage.concepts] == ["cat", "dog"]
+    assert second.lineage.inputs["parent"] == chain.delta.sha256
+    base = make_trainer((dog,), (dogs,), chain.profile, config, chain.store, CPU)
+    for name, tensor in second.weights.items():
+        step = (tensor - first.weights[name]).norm()
+        assert 0 < step < (tensor - base.weights[name].detach()).norm()
+    labels = chain.store.manifest(made).recipe.labels
+    assert (labels["concept"], labels["way"]) == ("dog (sequential)", "sequential")
+
+
+def test_the_same_concept_twice_in_a_row_is_refused(chain):
+    config = chain.finetune_config.model_copy(update={"steps": 1})
+    with pytest.raises(ModifierTokenError, match="modifier token: found '<teal-cat>' in the tokenizer already"):
+        finetune(
+            (chain.concept,),
+            (chain.training_set,),
+            chain.profile,
+            config,
+            parent=chain.delta,
+            store=chain.store,
+            runtime=CPU,
+        )
+
+
+# Figure 3
+
+
+def test_weight_changes_are_relative_and_sorted_by_kind():
+    base = {
+        "a.attn2.to_k.weight": torch.tensor([3.0, 4]),
+        "a.attn1.to_k.weight": torch.ones(4),
+        "conv_in.bias": torch.zeros(2),
+    }
+    weights = {
+        "a.attn2.to_k.weight": torch.tensor([3.0, 9]),
+        "a.attn1.to_k.weight": torch.ones(4),
+        "conv_in.bias": torch.ones(2),
+    }
+    rows = {
+        row["layer"]: (row["kind"], row["change"]) for row in weight_changes(deltas.Delta(weights, {}, Lineage()), base)
+    }
+    assert rows == {"a.attn2.to_k.weight": ("cross-attention", 1.0), "a.attn1.to_k.weight": ("self-attention", 0.0)}
+    assert layer_kind("down_blocks.0.resnets.0.conv1.weight") == "other"

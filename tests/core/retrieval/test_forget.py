@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from customdiff_core import tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.errors import RetrievalError
+from customdiff_core.recipes import Recipe
+from customdiff_core.retrieval.fetch import url_digest
+from customdiff_core.retrieval.forget import forget, plan
+from customdiff_core.retrieval.known import forgotten
+
+URL, OTHER = "https://a.example/1.jpg", "https://a.example/2.jpg"
+
+
+def make(store: Store, kind: str, name: str, *urls: str, **inputs: Artifact) -> Artifact:
+    def produce(folder: Path) -> int:
+        frame = pd.DataFrame({"url": list(urls), "name": [name] * len(urls)})
+        return tables.write(folder / f"{kind}.parquet", frame)
+
+    digests = {kind: artifact.sha256 for kind, artifact in inputs.items()}
+    return store.make(Recipe(kind=kind, inputs=digests, config={"name": name}, code="", versions={}), produce)
+
+
+@pytest.fixture
+def chain(store: Store) -> dict[str, Artifact]:
+    """A set with the picture and what was trained on it, beside one without."""
+    made = {
+        "with": make(store, "regularization", "with", URL, OTHER),
+        "without": make(store, "regularization", "without", OTHER),
+    }
+    for name in list(made):
+        training_set = make(store, "training_set", name, "x", regularization=made[name])
+        delta = make(store, "delta", name, "x", "x", training_set=training_set)
+        made |= {f"training {name}": training_set, f"delta {name}": delta}
+        made[f"metrics {name}"] = make(store, "metrics", name, "x", "x", "x", delta=delta)
+    return made
+
+
+def test_a_picture_goes_with_everything_made_from_it_and_nothing_else(store: Store, chain: dict[str, Artifact]):
+    removed = forget(URL, store)
+    assert {one.key for one in removed.artifacts} == {
+        one.key for name, one in chain.items() if not name.endswith("without")
+    }
+    for name, artifact in chain.items():
+        assert store.path(artifact).exists() == name.endswith("without")
+    assert removed.producers == ("test",)
+
+
+def test_a_plan_removes_nothing(store: Store, chain: dict[str, Artifact]):
+    assert len(plan(URL, store).artifacts) == 4
+    assert all(store.path(artifact).exists() for artifact in chain.values())
+    assert forgotten(store) == frozenset()
+
+
+def test_half_finished_work_goes_too(store: Store, chain: dict[str, Artifact]):
+    pictures = store.scratch("regularization", "k") / "pictures"
+    pictures.mkdir()
+    (pictures / f"{url_digest(URL)}.json").write_text("{}")
+    delta = store.manifest(chain["delta with"]).recipe
+    checkpoints = store.scratch("delta", delta.base_key)
+    forget(URL, store)
+    assert not pictures.exists()
+    assert not checkpoints.exists()
+
+
+def test_only_a_digest_is_remembered(store: Store, chain: dict[str, Artifact]):
+    forget(URL, store)
+    assert forgotten(store) == {url_digest(URL)}
+    assert URL not in (store.root / "forgotten.json").read_text()
+    forget(OTHER, store)
+    assert forgotten(store) == {url_digest(URL), url_digest(OTHER)}
+    assert forget(URL, store).artifacts == ()  # again is no error
+
+
+def test_a_link_that_nobody_knows(store: Store, chain: dict[str, Artifact]):
+    with pytest.raises(RetrievalError) as error:
+        forget("https://b.example/3.jpg", store)
+    assert str(error.value) == (
+        f"forget: found nothing of https://b.example/3.jpg in {store.root}, need the link as regularization.parquet has it; "
+        "copy it from there"
+    )
+    assert forgotten(store) == frozenset()

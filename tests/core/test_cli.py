@@ -1,0 +1,145 @@
+"""`customdiff` on the chain's store: the same artifacts as the flows', and errors in a line instead of a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from customdiff_core import delta as deltas
+from customdiff_core import images, tables
+from customdiff_core.cli import bars as bars_module
+from customdiff_core.cli.app import app
+from customdiff_core.cli.bars import Bars
+from customdiff_core.cli.drawing import texts_for
+from customdiff_core.settings import REPOSITORY
+
+
+@pytest.fixture
+def run(chain, monkeypatch: pytest.MonkeyPatch):
+    """Run a command on the chain's store; returns its exit code and its answer, in one line: with the errors, if there was one."""
+    monkeypatch.setenv("CUSTOMDIFF_STORE", str(chain.store.root))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [*arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, " ".join((result.output if result.exit_code else result.stdout).split())
+
+    return command
+
+
+def test_help_lists_the_commands_and_brings_no_tensor_library_along():
+    program = "import sys; from customdiff_core.cli.app import app; print('torch' in sys.modules); app(['--help'])"
+    environment = os.environ | {"COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, cwd=REPOSITORY, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("False")
+    for name in ("train", "compose", "generate", "convert", "compress", "inspect", "evaluate"):
+        assert name in done.stdout
+
+
+def test_inspect_says_what_is_in_a_file_and_that_it_fits(chain, run):
+    code, said = run("inspect", str(chain.store.path(chain.delta) / deltas.FILE))
+    assert code == 0
+    for words in ("customdiff", "custom-diffusion", "<teal-cat> cat", "fits this model │ yes"):
+        assert words in said
+
+
+def test_inspect_says_what_does_not_fit(run, tmp_path: Path):
+    torch.save({"unet": {"x.attn2.to_k.weight": torch.zeros(2, 2)}, "modifier_token": {}}, tmp_path / "delta.bin")
+    code, said = run("inspect", str(tmp_path / "delta.bin"))
+    assert code == 1
+    assert "no: delta: found x.attn2.to_k.weight" in said
+
+
+def test_an_error_is_a_line_and_no_traceback(run, tmp_path: Path):
+    code, said = run("inspect", str(tmp_path / "none.bin"))
+    assert code == 1
+    assert said.startswith("DeltaError")
+    assert "found no file, need trained weights; correct the path" in said
+    assert "Traceback" not in said
+
+
+def test_convert_writes_for_another_program_and_says_where(chain, run, tmp_path: Path):
+    code, said = run("convert", chain.delta.key, str(tmp_path / "delta.bin"), "--to", "authors")
+    assert code == 0
+    assert f"{tmp_path}/delta.bin" in said
+    found = torch.load(tmp_path / "delta.bin", weights_only=True)
+    assert list(found["modifier_token"]) == ["<teal-cat>"]
+    code, said = run("convert", str(tmp_path / "delta.bin"), str(tmp_path / "x"), "--to", "onnx")
+    assert code == 1
+    assert "format: found 'onnx', need one of customdiff, diffusers" in said
+
+
+def test_compress_says_what_it_costs(chain, run):
+    code, said = run("compress", chain.delta.key, "--rank", "2")
+    assert code == 0
+    assert "rank 2 to 2, relative error 0." in said
+    key = said.split()[1]
+    assert set(deltas.load(chain.store.path(chain.store.get("delta", key)) / deltas.FILE).factors)
+
+
+def test_compose_merges_and_says_what_is_no_constraint(chain, dog_delta, run):
+    arguments = [chain.delta.key, dog_delta.key, "--index", str(chain.store.path(chain.index)), "--factored"]
+    code, said = run("compose", *arguments, "--strength", "1", "--strength", "0.5")
+    assert code == 0
+    assert "cat+dog (merge, merge)" in said
+    assert "no constraints, shared: photo, of, a" in said
+    made = chain.store.get("delta", said.split()[1])
+    assert sorted(set(tables.read(chain.store, made, "merge")["strength"])) == [0.5, 1.0]
+    code, said = run("compose", *arguments, "--strength", "1")
+    assert code == 2
+    assert "found 1 strengths, need 2" in said
+
+
+def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("# mine\na crying {}\na {} and a pizza\n")
+    out = tmp_path / "out"
+    code, said = run(
+        "generate",
+        chain.delta.key,
+        "--prompts-file",
+        str(tmp_path / "prompts.txt"),
+        "--seed",
+        "7",
+        "--seed",
+        "9",
+        "--sample-steps",
+        "2",
+        "--negative-prompt",
+        "a dog",
+        "--sampler",
+        "ddim",
+        "--out",
+        str(out),
+    )
+    assert code == 0, said
+    assert sorted(path.name for path in out.iterdir()) == ["000-7.png", "000-9.png", "001-7.png", "001-9.png"]
+    recipe = images.recipe_of((out / "001-9.png").read_bytes())
+    assert (recipe["prompt"], recipe["seed"], recipe["number"]) == ("a <teal-cat> cat and a pizza", 9, 1)
+    assert (recipe["sampler"], recipe["steps"], recipe["negative_prompt"]) == ("ddim", 2, "a dog")
+    assert recipe["delta"] == chain.delta.sha256
+    assert json.dumps(recipe)
+
+
+def test_prompts_name_every_concept_that_a_delta_knows(chain, dog_delta):
+    assert texts_for(chain.delta, ["a {}", "two {0}"], chain.store) == ("a <teal-cat> cat", "two <teal-cat> cat")
+    assert texts_for(dog_delta, ["a {1}"], chain.store) == ("a {1}",)  # it knows one
+
+
+def test_a_stage_that_says_nothing_has_no_bar():
+    with bars_module.bars() as tell:
+        assert isinstance(tell, Bars)
+        quiet, loud = tell("cached"), tell("training")
+        loud(3, 10, "loss 0.5")
+        (task,) = tell._progress.tasks  # pyright: ignore[reportPrivateUsage]
+        assert (task.description, task.completed, task.total, task.fields["note"]) == ("training", 3, 10, "loss 0.5")
+        del quiet

@@ -1,0 +1,83 @@
+"""The stages in a row without a server: the same recipes as the flows', whichever method."""
+
+from typing import Any
+
+import pytest
+
+from customdiff_core import pipeline as module
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.config import MergeConfig, Stated
+from customdiff_core.errors import StoreError
+from customdiff_core.pipeline import Pipeline
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Every stage that runs, with what matters of its inputs; nothing is trained."""
+    found: list[tuple[str, Any]] = []
+
+    def stand_in(stage: str, of: Any):
+        def run(*given: Any, **named: Any) -> Artifact:
+            found.append((stage, of(given, named)))
+            return Artifact(kind=stage, key=f"{stage}-{len(found)}", sha256="0", rows=1)
+
+        monkeypatch.setattr(module, stage, run)
+
+    stand_in("build_index", lambda given, named: None)
+    stand_in("retrieve", lambda given, named: (given[0].modifier_token, given[1] is not None, given[3].regularization))
+    stand_in("augment", lambda given, named: (given[0].name, given[1] is not None, given[3].random_resize))
+    stand_in("finetune", lambda given, named: ([one.name for one in given[0]], named["parent"] is not None))
+    stand_in("merge", lambda given, named: (len(given[0]), given[1]))
+    return found
+
+
+def stages(calls: list[tuple[str, Any]]) -> list[str]:
+    return [stage for stage, _ in calls]
+
+
+@pytest.mark.parametrize(
+    ("method", "before"),
+    [
+        ("custom-diffusion", ["build_index", "retrieve", "augment"]),
+        ("custom-diffusion-crossattn", ["build_index", "retrieve", "augment"]),
+        ("dreambooth", ["retrieve", "augment"]),
+        ("textual-inversion", ["augment"]),
+    ],
+)
+def test_each_method_has_its_regularization_and_its_views(
+    openmoji, store: Store, calls, method: str, before: list[str]
+):
+    Pipeline(openmoji, store).train(["cat"], openmoji.training(method))
+    assert stages(calls) == [*before, "finetune"]
+    name, regularized, resized = dict(calls)["augment"]
+    assert (name, regularized) == ("cat", method != "textual-inversion")
+    assert resized == (method != "custom-diffusion-crossattn")
+    if method == "dreambooth":
+        assert dict(calls)["retrieve"] == ("ktn", False, "generated")
+
+
+def test_joint_is_one_training_and_sequential_goes_on_from_the_last(openmoji, store: Store, calls):
+    pipeline, config = Pipeline(openmoji, store), openmoji.finetune
+    pipeline.train(["cat", "dog"], config)
+    assert [of for stage, of in calls if stage == "finetune"] == [(["cat", "dog"], False)]
+    calls.clear()
+    pipeline.train(["cat", "dog"], config, sequential=True)
+    assert [of for stage, of in calls if stage == "finetune"] == [(["cat"], False), (["dog"], True)]
+
+
+def test_compose_trains_every_concept_and_merges_them(openmoji, store: Store, calls):
+    Pipeline(openmoji, store).compose(["cat", "dog"], [1.0, 0.5], openmoji.finetune, MergeConfig())
+    assert stages(calls).count("finetune") == 2
+    assert calls[-1] == ("merge", (2, (1.0, 0.5)))
+
+
+def test_a_delta_is_a_concept_a_file_or_a_key(openmoji, store: Store, calls, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    taken: list[Any] = []
+    monkeypatch.setattr(module, "import_delta", lambda path, profile, stated, store: taken.append((path.name, stated)))
+    pipeline, stated = Pipeline(openmoji, store), Stated(tokens=("<x>",))
+    pipeline.delta("cat", openmoji.finetune)
+    assert stages(calls)[-1] == "finetune"
+    pipeline.delta(str(tmp_path / "teddybear.bin"), openmoji.finetune, stated)
+    assert taken == [("teddybear.bin", stated)]
+    with pytest.raises(StoreError, match="delta 0123abc: found nothing there, need a whole artifact"):
+        pipeline.delta("0123abc", openmoji.finetune)

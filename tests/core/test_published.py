@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from customdiff_core import concepts, published
+from customdiff_core.errors import ConceptError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, noise_png: bytes) -> Path:
+    """A data set as it is published: pictures, prompt files, and paths that begin with `./`."""
+    for name in ("pet_cat1", "furniture_chair2"):
+        (tmp_path / "benchmark_dataset" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "benchmark_dataset" / name / f"{number}.png").write_bytes(noise_png)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "cat.txt").write_text("{} in the snow\na photo of {} on a beach\n\n")
+    (tmp_path / "prompts" / "chair.txt").write_text("{} at a window\n")
+    (tmp_path / "prompts" / "pet_furniture.txt").write_text("{0} sleeping on {1}\nphoto of {1} beside {0}\n")
+    return tmp_path
+
+
+def entry(name: str, category: str, **more: str) -> dict[str, str]:
+    return {
+        "instance_prompt": f"photo of a <new1> {category}",
+        "class_prompt": category,
+        "instance_data_dir": f"./benchmark_dataset/{name}",
+        "class_data_dir": "./regularization/nowhere",
+        **more,
+    }
+
+
+def write(folder: Path, content: object) -> Path:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+CAT = entry("pet_cat1", "cat", prompt_filename="prompts/cat.txt")
+CHAIR = entry("furniture_chair2", "chair", prompt_filename="prompts/chair.txt")
+TOGETHER = {"prompt_filename_compose": "prompts/pet_furniture.txt"}
+
+
+def test_a_published_list_becomes_concepts_of_this_project(folder: Path) -> None:
+    cat, chair = published.read(write(folder, [CAT, CHAIR]))
+    assert isinstance(cat, published.Published)
+    assert isinstance(chair, published.Published)
+    assert (cat.name, cat.category, cat.instance_prompt) == ("pet_cat1", "cat", "photo of a {}")
+    assert cat.prompts == ("{} in the snow", "a photo of {} on a beach")
+
+    target = folder / "concepts"
+    made = concepts.load_folder(published.lay_out(cat, target, "<cat1>", "ktn"))
+    assert made.noun == "<cat1> cat"
+    assert made.with_concept(made.instance_prompt) == "photo of a <cat1> cat"
+    assert len(made.images) == 3
+    assert made.prompts == cat.prompts
+    with pytest.raises(ConceptError, match=r"found .* already, need a new folder"):
+        published.lay_out(cat, target, "<cat1>", "ktn")
+
+
+def test_a_concepts_list_needs_no_prompts(folder: Path) -> None:
+    (cat,) = published.read(write(folder, [entry("pet_cat1", "cat")]))
+    assert isinstance(cat, published.Published)
+    made = concepts.load_folder(published.lay_out(cat, folder / "concepts", "<cat1>", "ktn"))
+    assert made.prompts == ("photo of a {}",)
+
+
+def test_concepts_together_come_with_their_prompts(folder: Path) -> None:
+    (pair,) = published.read(write(folder, [[CAT, CHAIR, TOGETHER]]))
+    assert isinstance(pair, published.PublishedPair)
+    assert [one.category for one in pair.concepts] == ["cat", "chair"]
+    assert pair.prompts == ("{0} sleeping on {1}", "photo of {1} beside {0}")
+
+
+def test_the_word_for_a_category_may_be_several(folder: Path) -> None:
+    lamp = CAT | {"instance_prompt": "photo of a <new1> action figure on a shelf", "class_prompt": "action figure"}
+    (one,) = published.read(write(folder, [lamp]))
+    assert isinstance(one, published.Published)
+    assert one.instance_prompt == "photo of a {} on a shelf"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": 1}, "need instance_prompt, class_prompt and instance_data_dir"),
+        ([{"instance_prompt": "photo of a <new1> cat"}], r"found entry 0\S* wrong"),
+        ([CAT | {"instance_data_dir": "../elsewhere"}], r"found the path '\.\./elsewhere', need one inside"),
+        ([CAT | {"instance_data_dir": "/etc"}], "found the path '/etc', need one inside"),
+        ([CAT | {"instance_data_dir": "benchmark_dataset/none"}], "need the concept's pictures there"),
+        ([CAT | {"instance_prompt": "photo of a cat"}], "need a modifier token before the category 'cat'"),
+        ([CAT | {"prompt_filename": "prompts/none.txt"}], r"found no file .*none\.txt"),
+        ([CAT | {"prompt_filename": "prompts/pet_furniture.txt"}], r"found '\{0\} sleeping on \{1\}', need \{\}"),
+        ([[CAT, TOGETHER]], "found 1 concepts and 1 prompt_filename_compose"),
+        ([[CAT, CHAIR]], "found 2 concepts and 0 prompt_filename_compose"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused_by_what_is_wrong(folder: Path, content: object, message: str) -> None:
+    with pytest.raises(ConceptError, match=message):
+        published.read(write(folder, content))
+
+
+def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConceptError, match="found no file, need a JSON list"):
+        published.read(tmp_path / "none.json")
+
+
+def test_a_picture_that_cannot_be_read_leaves_nothing_behind(folder: Path) -> None:
+    (cat,) = published.read(write(folder, [CAT]))
+    assert isinstance(cat, published.Published)
+    (cat.pictures / "0.png").unlink()
+    (cat.pictures / "0.png").symlink_to("/etc/passwd")
+    with pytest.raises(Exception, match="need"):
+        published.lay_out(cat, folder / "concepts", "<cat1>", "ktn")
+    assert not (folder / "concepts" / "pet_cat1").exists()
