@@ -1,6 +1,7 @@
 """CLIP: a contrastive model of pictures and captions. One conditions the generator and retrieves, another one judges."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,10 @@ def clip(
 
 
 class Contrast(nn.Module):
-    """The contrastive loss of a CLIP on scenes; equal captions are not held against each other.
+    """The contrastive loss of a CLIP on scenes, and what its pictures show, asked of two linear heads.
+
+    Equal captions are not held against each other. The heads, which are dropped in the end, name categories and colours: with
+    towers that both know nothing, contrast alone finds settings and colours and is slow to find what things are.
 
     Args:
         model: open_clip's CLIP.
@@ -85,6 +89,8 @@ class Contrast(nn.Module):
     def __init__(self, model: Any, seen: Corpus, ids: Tensor, config: ClipConfig) -> None:
         super().__init__()
         self.model, self.seen, self.ids, self.config = model, seen, ids, config
+        self.shown = [shares(one) for one in (seen.categories, seen.colours)]
+        self.heads = nn.ModuleList(nn.Linear(config.embed_dim, one.shape[1]) for one in self.shown)
 
     def of_step(self, step: int) -> Tensor:
         """The loss of a step's own batch."""
@@ -97,16 +103,40 @@ class Contrast(nn.Module):
         if self.config.noise:
             pictures = _spoiled(pictures, self.config, step)
         ids = self.ids[torch.from_numpy(short), torch.from_numpy(rows)]
-        return self(normalized(pictures).to(device), ids.to(device))
+        shown = [one[torch.from_numpy(rows)].to(device) for one in self.shown]
+        return self(normalized(pictures).to(device), ids.to(device), shown)
 
-    def forward(self, pictures: Tensor, ids: Tensor) -> Tensor:
-        """Cross-entropy both ways over (B, 3, h, w) pictures and (B, L) tokens; nats."""
-        images = F.normalize(self.model.encode_image(pictures).float(), dim=-1)
-        texts = F.normalize(self.model.encode_text(ids).float(), dim=-1)
+    def forward(self, pictures: Tensor, ids: Tensor, shown: Sequence[Tensor]) -> Tensor:
+        """Cross-entropy both ways over (B, 3, h, w) pictures and (B, L) tokens, and of the heads; nats."""
+        seen = self.model.encode_image(pictures).float()
+        named = sum(
+            -(target * F.log_softmax(head(seen).float(), dim=-1)).sum(1).mean()
+            for head, target in zip(self.heads, shown, strict=True)
+        )
+        images = F.normalize(seen, dim=-1)
+        texts = F.normalize(text_features(self.model, ids).float(), dim=-1)
         logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.T
         same = (ids[:, None] == ids[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
-        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) + self.config.naming * named
+
+
+def text_features(model: Any, ids: Tensor) -> Tensor:
+    """The same as `encode_text`, without the padding behind the longest text: half of the time."""
+    longest = int((ids != 0).sum(1).max())
+    hidden = model.token_embedding(ids[:, :longest]) + model.positional_embedding[:longest]
+    hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:longest, :longest]))
+    return hidden[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
+
+
+def shares(shown: Sequence[tuple[str, ...]]) -> Tensor:
+    """(N, K) the share of each of K names in each of N pictures; zeros where a picture has none."""
+    names = sorted({name for one in shown for name in one})
+    made = torch.zeros(len(shown), len(names))
+    for row, one in enumerate(shown):
+        for name in one:
+            made[row, names.index(name)] += 1 / len(one)
+    return made
 
 
 def _spoiled(pictures: Tensor, config: ClipConfig, step: int) -> Tensor:
@@ -140,13 +170,13 @@ def token_ids(tokenizer: Any, captions: list[str]) -> Tensor:
 
 def model_config(config: ClipConfig, tokenizer: Any, size: int) -> dict[str, Any]:
     """open_clip's own description of the model."""
-    vit = config.vision == "vit"
-    layers: Any = config.vision_layers if vit else [config.vision_layers] * 4
-    vision = {"image_size": size, "layers": layers, "width": config.vision_width}
-    vision |= {"patch_size": config.patch, "head_width": 32} if vit else {}
+    if config.vision == "resnet":
+        vision = {"layers": [config.vision_layers] * 4, "width": config.vision_width}
+    else:
+        vision = {"timm_model_name": config.vision, "timm_pool": "avg", "timm_proj": "linear"}
     return {
         "embed_dim": config.embed_dim,
-        "vision_cfg": vision,
+        "vision_cfg": {"image_size": size, **vision},
         "text_cfg": {
             "context_length": tokenizer.model_max_length,
             "vocab_size": len(tokenizer),

@@ -43,10 +43,10 @@ class ClipConfig(TrainConfig):
     text_width: int = 192
     text_layers: int = 3
     text_heads: int = 6
-    vision: Literal["vit", "resnet"] = "vit"
-    vision_width: int = 128
-    vision_layers: int = Field(default=4, description="transformer layers, or bottlenecks in each of four stages")
-    patch: int = Field(default=8, description="pixels a side of a ViT's patch")
+    vision: str = Field(default="test_resnet", description="\"resnet\" is CLIP's own, all else a name of timm's")
+    vision_width: int = Field(default=20, description="of CLIP's own")
+    vision_layers: int = Field(default=1, description="bottlenecks in each of its four stages")
+    naming: float = Field(default=1.0, ge=0, description="weight of naming categories and colours beside the contrast")
     noise: float = Field(default=0.0, ge=0, description="largest deviation of noise on the pictures, of 0..1")
 
 
@@ -93,7 +93,7 @@ class PretrainConfig(Frozen):
 
     world: WorldConfig = WorldConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
-    clip: ClipConfig = ClipConfig(steps=900, batch_size=192, learning_rate=1.5e-3, weight_decay=0.1, ema_decay=0.99)
+    clip: ClipConfig = ClipConfig(steps=1_400, batch_size=192, learning_rate=2.5e-3, weight_decay=0.1, ema_decay=0.99)
     vae: VaeConfig = VaeConfig(steps=1_400, batch_size=64, learning_rate=2e-3, warmup=50, ema_decay=0.995)
     unet: UNetConfig = UNetConfig(steps=9_000, batch_size=32, learning_rate=7e-4, warmup=200, ema_decay=0.9995)
     judge: ClipConfig = ClipConfig(
@@ -104,8 +104,6 @@ class PretrainConfig(Frozen):
         ema_decay=0.99,
         seed=1,
         vision="resnet",
-        vision_width=20,
-        vision_layers=1,
         text_width=128,
         text_layers=3,
         text_heads=4,
@@ -129,7 +127,7 @@ SMOKE = PretrainConfig(
     tokenizer=TokenizerConfig(vocabulary=900),
     clip=ClipConfig(
         steps=60, batch_size=64, learning_rate=2e-3, warmup=5, ema_decay=0.9,
-        text_width=64, text_layers=2, text_heads=2, vision_width=64, vision_layers=2,
+        text_width=64, text_layers=2, text_heads=2,
     ),
     vae=VaeConfig(steps=80, batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9, channels=(16, 32, 32)),
     unet=UNetConfig(
@@ -138,7 +136,7 @@ SMOKE = PretrainConfig(
     ),
     judge=ClipConfig(
         steps=20, batch_size=64, learning_rate=2e-3, warmup=5, ema_decay=0.9, seed=1, vision="resnet",
-        vision_width=8, vision_layers=1, text_width=64, text_layers=1, text_heads=2,
+        vision_width=8, text_width=64, text_layers=1, text_heads=2,
     ),
     dino=DinoConfig(
         steps=10, batch_size=16, learning_rate=5e-4, warmup=2, width=64, layers=2, heads=2, prototypes=64, seed=2

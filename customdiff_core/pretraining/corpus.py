@@ -14,6 +14,7 @@ from customdiff_core.pretraining.config import WorldConfig
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
+from customdiff_core.tables import Row
 from customdiff_core.world.drawings import Drawing, load_drawings
 from customdiff_core.world.scenes import Deck, Scene, relatives, render_scene, sample_scenes
 
@@ -24,20 +25,22 @@ FAMILY = 8  # rows: a scene and seven relatives
 class Corpus:
     """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; each FAMILY rows are relatives.
 
-    `short_captions` name the things and their colours alone.
+    `short_captions` name the things and their colours alone, `categories` and `colours` are what is in them.
     """
 
     pictures: NDArray[np.uint8]
     captions: list[str]
     short_captions: list[str]
+    categories: list[tuple[str, ...]]
+    colours: list[tuple[str, ...]]
 
 
 def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) -> Artifact:
     """Draw the scenes to train on, and those that are only ever measured on.
 
     Returns:
-        A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (columns caption
-        and short_caption).
+        A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (columns
+        caption, short_caption, categories, colours).
     """
 
     def produce(folder: Path) -> int:
@@ -55,7 +58,8 @@ def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     folder = store.path(artifact)
     said = pd.read_parquet(folder / f"{split}.parquet")
     pictures = np.load(folder / f"{split}.npy", mmap_mode="r")
-    return Corpus(pictures, said["caption"].tolist(), said["short_caption"].tolist())
+    things = [[tuple(row) for row in said[name]] for name in ("categories", "colours")]
+    return Corpus(pictures, said["caption"].tolist(), said["short_caption"].tolist(), *things)
 
 
 def families(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
@@ -73,5 +77,14 @@ def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress
         if row % 1000 == 999:
             progress(row + 1, len(drawn), f"{split} scenes")
     pictures.flush()
-    said = [{"caption": scene.caption, "short_caption": scene.short_caption} for scene in drawn]
-    pd.DataFrame(said).to_parquet(folder / f"{split}.parquet", index=False)
+    pd.DataFrame([_told(scene) for scene in drawn]).to_parquet(folder / f"{split}.parquet", index=False)
+
+
+def _told(scene: Scene) -> Row:
+    """All that is known of a picture in words."""
+    return {
+        "caption": scene.caption,
+        "short_caption": scene.short_caption,
+        "categories": [thing.drawing.category for thing in scene.things],
+        "colours": [] if scene.black_and_white else [colour for thing in scene.things for colour in thing.paint],
+    }

@@ -19,7 +19,14 @@ CONFIG = EvaluateConfig(
     kid_subsets=20,
 )
 RUNTIME = Runtime(device="cpu")
-ALIGNMENT = {"text_alignment", "image_alignment_training", "image_alignment_held_out", "nearest_training"}
+ALIGNMENT = {
+    "recognised",
+    "recognised_by_colour",
+    "text_alignment",
+    "image_alignment_training",
+    "image_alignment_held_out",
+    "nearest_training",
+}
 
 
 def run(chain, prompts: tuple[str, ...] = PROMPTS, **options) -> Artifact:

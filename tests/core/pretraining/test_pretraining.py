@@ -66,6 +66,13 @@ def model(parts: Parts) -> Artifact:
     )
 
 
+def contrast(parts: Parts, naming: float) -> clips.Contrast:
+    seen, words = corpus.load(parts.store, parts.scenes, "training"), tokenizer.load(parts.store, parts.words)
+    ids = torch.stack([clips.token_ids(words, said) for said in (seen.captions, seen.short_captions)])
+    config = SMOKE.clip.model_copy(update={"naming": naming})
+    return clips.Contrast(clips.load(parts.store, parts.clip), seen, ids, config)
+
+
 def weights(store: Store, artifact: Artifact, name: str) -> bytes:
     return (store.path(artifact) / name).read_bytes()
 
@@ -103,11 +110,36 @@ def test_the_text_half_has_the_same_features_in_both_layouts(parts: Parts) -> No
 
 
 def test_equal_captions_are_not_held_against_each_other(parts: Parts) -> None:
-    seen, words = corpus.load(parts.store, parts.scenes, "training"), tokenizer.load(parts.store, parts.words)
-    loss = clips.Contrast(clips.load(parts.store, parts.clip), seen, clips.token_ids(words, seen.captions), SMOKE.clip)
-    picture = clips.normalized(clips.as_tensor(seen.pictures[:1])).repeat(4, 1, 1, 1)
-    same = loss.ids[:1].repeat(4, 1)
-    torch.testing.assert_close(loss(picture, same), torch.tensor(np.log(4), dtype=torch.float32), atol=1e-4, rtol=0)
+    loss = contrast(parts, naming=0)
+    picture = clips.normalized(clips.as_tensor(loss.seen.pictures[:1])).repeat(4, 1, 1, 1)
+    same, shown = loss.ids[0, :1].repeat(4, 1), [one[:4] for one in loss.shown]
+    found = loss(picture, same, shown)
+    torch.testing.assert_close(found, torch.tensor(np.log(4), dtype=torch.float32), atol=1e-4, rtol=0)
+
+
+def test_a_picture_is_asked_what_it_shows(parts: Parts) -> None:
+    loss = contrast(parts, naming=1)
+    seen = loss.seen
+    pair = next(row for row, shown in enumerate(seen.categories) if len(set(shown)) == 2)
+    assert sorted(loss.shown[0][pair].unique().tolist()) == [0, 0.5]
+    assert sum(name in seen.short_captions[pair] for name in seen.categories[pair]) == 2
+    bare = next(row for row, shown in enumerate(seen.colours) if not shown)
+    assert loss.shown[1][bare].sum() == 0
+    pictures = clips.normalized(clips.as_tensor(seen.pictures[:8]))
+    right = loss(pictures, loss.ids[0, :8], [one[:8] for one in loss.shown])
+    head = loss.heads[0]
+    assert isinstance(head, torch.nn.Linear)
+    head.bias.data += 5 * loss.shown[0][:8].mean(0)  # knows what is common here
+    assert loss(pictures, loss.ids[0, :8], [one[:8] for one in loss.shown]) < right
+
+
+def test_texts_without_their_padding_have_the_same_features(parts: Parts) -> None:
+    loss = contrast(parts, naming=0)
+    for ids in (loss.ids[0, :6], loss.ids[1, :6]):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                clips.text_features(loss.model, ids), loss.model.encode_text(ids), atol=1e-5, rtol=1e-4
+            )
 
 
 def test_latents_have_unit_variance_and_come_back(parts: Parts) -> None:
