@@ -119,7 +119,7 @@ class Evidence:
 def grid_of(scores: pd.DataFrame) -> Scores:
     """One metric's scores as (prompts, seeds)."""
     ordered = scores.sort_values(["prompt_id", "seed"])
-    return ordered["value"].to_numpy(np.float64).reshape(ordered["prompt_id"].nunique(), -1)
+    return ordered["value"].to_numpy(np.float64).reshape(len(set(ordered["prompt_id"])), -1)
 
 
 def _as_trainings(scores: Scores) -> Scores:
