@@ -172,19 +172,22 @@ def check_prompts(prompts: tuple[str, ...], what: str) -> None:
             )
 
 
-def prompts_together(count: int, prompts: Sequence[str] | None = None, data: Path | None = None) -> tuple[str, ...]:
+def prompts_together(
+    count: int, prompts: Sequence[str] | None = None, data: Path | None = None, file: str = ""
+) -> tuple[str, ...]:
     """Return prompts for several concepts, with {0}, {1}, ... where they go.
 
     Args:
         count: how many concepts.
         prompts: as stated; by default those of data/prompts/together-<count>.txt.
         data: the folder with `prompts/`; by default the settings'.
+        file: another file of it.
 
     Raises:
         ConfigError: if there is no such file, or a prompt misses a concept.
     """
     folder = (data or Settings().data) / "prompts"
-    found = tuple(prompts) if prompts else read_prompts(folder, f"together-{count}.txt")
+    found = tuple(prompts) if prompts else read_prompts(folder, file or f"together-{count}.txt")
     check_prompts_together(found, count)
     return found
 

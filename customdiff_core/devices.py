@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import psutil
 import torch
 
 from customdiff_core.config import Device, Precision
@@ -36,6 +37,13 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune.precision")
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a GPU since the process began, or what the process holds of the RAM now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def grad_scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:

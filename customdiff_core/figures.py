@@ -24,6 +24,7 @@ MARK = "#d1366f"
 METRICS = {
     "image_alignment_training": "Image alignment, training pictures",
     "image_alignment_held_out": "Image alignment, held-out pictures",
+    "dino_alignment_training": "DINO image alignment, training pictures",
     "text_alignment": "Text alignment",
     "recognised": "Taken for this one, by the judge",
     "recognised_by_colour": "Taken for this one, by its colours",
@@ -110,7 +111,7 @@ def masked_view(png: bytes, mask: npt.NDArray[np.floating[Any]], side: int = 96)
 
 def similarity_histogram(values: Sequence[float], threshold: float | None = None) -> Figure:
     """Show how near the retrieved captions are to the class prompt, and the least similarity that was asked for."""
-    figure, axes = _chart(4.6, 1.9)
+    figure, axes = chart(4.6, 1.9)
     axes.hist(values, bins=24, color=CUSTOMIZED, alpha=0.85, rwidth=0.92)
     if threshold is not None:
         axes.axvline(threshold, color=MARK, linewidth=1.2)
@@ -126,7 +127,7 @@ def loss_curve(history: pd.DataFrame) -> Figure:
     Args:
         history: columns step, instance_loss and prior_loss.
     """
-    figure, axes = _chart(4.6, 2.3)
+    figure, axes = chart(4.6, 2.3)
     window = max(1, len(history) // 10)
     for column, label, colour in (
         ("instance_loss", "concept", CUSTOMIZED),
@@ -151,7 +152,7 @@ def metrics_chart(metrics: pd.DataFrame) -> Figure:
     shown = [name for name in METRICS if name in set(metrics["metric"])]
     figure = Figure(figsize=(4.6, 0.2 + 0.7 * len(shown)), layout="constrained")
     for row, name in enumerate(shown, 1):
-        axes = _plain(figure.add_subplot(len(shown), 1, row))
+        axes = plain(figure.add_subplot(len(shown), 1, row))
         part = metrics[metrics["metric"] == name].set_index("subject")
         for height, subject, colour in ((0, "customized", CUSTOMIZED), (1, "base", BASE)):
             value, low, high = (float(x) for x in part.loc[subject, ["value", "ci_low", "ci_high"]])
@@ -173,13 +174,14 @@ def chart_uri(figure: Figure, dpi: int = 200) -> str:
     return image_uri(Image.open(buffer), lossless=True)
 
 
-def _chart(width: float, height: float) -> tuple[Figure, Axes]:
+def chart(width: float, height: float) -> tuple[Figure, Axes]:
     """Return an empty chart, in inches; an object of its own, since pyplot's global state is not for threads."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, _plain(figure.add_subplot())
+    return figure, plain(figure.add_subplot())
 
 
-def _plain(axes: Axes) -> Axes:
+def plain(axes: Axes) -> Axes:
+    """Leave of the axes what is needed, in ink that reads in light and dark."""
     axes.tick_params(colors=INK, labelsize=8, width=0.6)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))

@@ -40,22 +40,25 @@ class Pipeline:
             return None
         return build_index(self.profile, IndexConfig(), **self._told("index"))
 
-    def training_set(self, concept: Concept, method: str) -> Artifact:
-        """A concept's views with the regularization images that a method has."""
+    def training_set(self, concept: Concept, method: str, *, regularized: bool = True) -> Artifact:
+        """A concept's views with the regularization images that a method has, or without any."""
         chosen, profile = methods.get(method), self.profile
-        config = profile.retrieve.model_copy(update={"regularization": chosen.regularization})
+        source = chosen.regularization if regularized else "none"
+        config = profile.retrieve.model_copy(update={"regularization": source})
         regularization: Artifact | None = None
-        if chosen.regularization != "none":
-            index = self.index() if chosen.regularization == "retrieved" else None
+        if source != "none":
+            index = self.index() if source == "retrieved" else None
             regularization = retrieve(concept, index, profile, config, **self._told("retrieve"))
         views = profile.augment.model_copy(update={"random_resize": chosen.random_resize})
         return augment(concept, regularization, profile, views, **self._told("augment"))
 
-    def train(self, names: Sequence[str], config: FinetuneConfig, *, sequential: bool = False) -> Artifact:
+    def train(
+        self, names: Sequence[str], config: FinetuneConfig, *, sequential: bool = False, regularized: bool = True
+    ) -> Artifact:
         """Teach concepts of data/concepts: one, several jointly, or one after the other."""
         method = methods.get(config.method)
         wanted = tuple(method.words(concept_files.load(name)) for name in names)
-        sets = tuple(self.training_set(concept, config.method) for concept in wanted)
+        sets = tuple(self.training_set(concept, config.method, regularized=regularized) for concept in wanted)
         groups = (
             [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]
             if sequential

@@ -53,6 +53,17 @@ class EncoderSource(Frozen):
         return self.model if self.tag is None else f"{self.model}/{self.tag}"
 
 
+class VisionSource(Frozen):
+    """A ViT of transformers without words, such as DINO: a folder with config, preprocessor and safetensors."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return self.path.name
+
+
 class Corpus(Frozen):
     """What regularization images are retrieved from, and what KID compares with."""
 
@@ -61,7 +72,15 @@ class Corpus(Frozen):
     backend: str | None = Field(
         default=None, description="address of a `clip-retrieval back`; images with a path are read from `index`"
     )
-    validation: Path | None = Field(default=None, description="a Parquet of held-out images with captions, for KID")
+    validation: Path | None = Field(
+        default=None,
+        description="a Parquet of held-out images with captions, for KID, or a folder of them, <category>.parquet",
+    )
+
+    def held_out(self, category: str) -> Path | None:
+        """The Parquet of a category's held-out images; None where the embedded world draws them."""
+        folder = self.validation
+        return folder / f"{category}.parquet" if folder is not None and folder.is_dir() else folder
 
     @property
     def source(self) -> Literal["backend", "local", "embedded"]:
@@ -79,6 +98,7 @@ class Profile(Frozen):
     corpus: Corpus
     retrieval_encoder: EncoderSource
     judge: EncoderSource = Field(description="the CLIP that evaluates")
+    dino: VisionSource | None = Field(default=None, description="the ViT for DINO image alignment, where there is one")
     retrieve: RetrieveConfig
     augment: AugmentConfig
     finetune: FinetuneConfig = Field(description="Custom Diffusion's settings, and what all methods share of them")
@@ -116,15 +136,15 @@ def openmoji() -> Profile:
         # of different scenes 13 come as near in both at a similarity of 0.95, 9 at 0.98. Drawings look alike to a hash alone.
         retrieve=RetrieveConfig(near_hash=6, near_similarity=0.97),
         augment=AugmentConfig(resolution=64),
-        # Found on the cat (README, "What helped"): small steps of V*, a larger batch and an average of the last weights,
+        # Found on the cat (README, "What helped"): large steps, a larger batch and an average of the last few hundred weights,
         # since this small model's steps are noisy, and twice the weight on the regularization images, which keeps the words.
         finetune=FinetuneConfig(
-            steps=700,
-            learning_rate=5e-4,
-            modifier_learning_rate=4e-3,
+            steps=1000,
+            learning_rate=1e-3,
+            modifier_learning_rate=1e-2,
             batch_size=8,
             prior_weight=2.0,
-            ema_decay=0.99,
+            ema_decay=0.997,
             preview_prompts=("photo of a {}", "a {} on a red background", "a {} and a rocket"),
         ),
         methods={
@@ -218,6 +238,7 @@ def get(
     index: Path | None = None,
     backend: str | None = None,
     validation: Path | None = None,
+    dino: Path | None = None,
 ) -> Profile:
     """Build a profile by name.
 
@@ -226,7 +247,8 @@ def get(
         model: a local diffusers folder instead of the profile's own weights.
         index: a clip-retrieval index folder instead of the profile's own.
         backend: address of a `clip-retrieval back` instead of both.
-        validation: a Parquet of held-out captioned images for KID instead of the profile's own.
+        validation: a Parquet of held-out captioned images for KID (or a folder of them) instead of the profile's own.
+        dino: a folder with a ViT for DINO image alignment instead of the profile's own.
 
     Raises:
         ConfigError: for an unknown name, naming the nearest.
@@ -236,6 +258,8 @@ def get(
     profile = BUILDERS[name]()
     if model is not None:
         profile = profile.model_copy(update={"model": profile.model.model_copy(update={"path": model})})
+    if dino is not None:
+        profile = profile.model_copy(update={"dino": VisionSource(path=dino)})
     given = {"index": index, "backend": backend, "validation": validation}
     stated = {name: value for name, value in given.items() if value is not None}
     return profile.model_copy(update={"corpus": profile.corpus.model_copy(update=stated)})

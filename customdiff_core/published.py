@@ -28,6 +28,15 @@ TOKEN = re.compile(r"<[A-Za-z0-9_-]+>")
 PLACES = re.compile(r"\{\d?\}")  # {} for one concept; {0} and {1} for two
 
 
+# How CustomConcept101's figures were measured: the paper's sampler with 200 steps, 50 images a prompt.
+PUBLISHED: dict[str, Any] = {
+    "seeds": 50,
+    "sample": {"sampler": "ddim", "steps": 200, "guidance_scale": 6.0, "eta": 1.0, "batch_size": 8},
+    "kid_images": 500,
+    "kid_subset_size": 250,
+}
+
+
 class _Outside(BaseModel):
     """One entry of a published list; what this project has no use for is passed over."""
 
@@ -133,6 +142,53 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
         shutil.rmtree(target, ignore_errors=True)
         raise
     return target
+
+
+def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer_token: str) -> list[Path]:
+    """Lay out all that published lists name, and write the protocol that compares methods on it as was published.
+
+    Args:
+        sources: JSON lists of concepts and of pairs.
+        data: with concepts/, prompts/ and protocols/.
+        name: of the protocol.
+        initializer_token: the rare token that every V* starts from.
+
+    Returns:
+        The folders and files that were written; a concept that several entries name is written once.
+
+    Raises:
+        ConceptError: as `read` and `lay_out`; if the protocol is there already.
+    """
+    protocol = data / "protocols" / f"{name}.yaml"
+    if protocol.exists():
+        raise ConceptError(
+            f"protocol {name}: found {protocol} already, need a new one; choose another name or remove it"
+        )
+    entries = [entry for source in sources for entry in read(source)]
+    pairs = [entry for entry in entries if isinstance(entry, PublishedPair)]
+    singles = [entry for entry in entries if isinstance(entry, Published)]
+    every = {one.name: one for one in [*(one for pair in pairs for one in pair.concepts), *singles]}
+    (data / "concepts").mkdir(parents=True, exist_ok=True)
+    written = [lay_out(one, data / "concepts", f"<{_token(one.name)}>", initializer_token) for one in every.values()]
+    together: list[dict[str, Any]] = []
+    for pair in pairs:
+        names = [one.name for one in pair.concepts]
+        file = data / "prompts" / f"{name}-{'-'.join(names)}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(pair.prompts) + "\n", encoding="utf-8")
+        together.append({"concepts": names, "prompts": file.name})
+        written.append(file)
+    content = PUBLISHED | {"concepts": [one.name for one in singles], "together": together}
+    content["prompts"] = min((len(one.prompts) for one in singles if one.prompts), default=1)
+    content["prompts_together"] = min((len(pair.prompts) for pair in pairs), default=1)
+    protocol.parent.mkdir(parents=True, exist_ok=True)
+    protocol.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return [*written, protocol]
+
+
+def _token(name: str) -> str:
+    """A modifier token's name of a concept's: "pet_cat1" as "pet-cat1"."""
+    return re.sub(r"[^A-Za-z0-9-]+", "-", name)
 
 
 def _single(entry: _Concept, root: Path) -> Published:

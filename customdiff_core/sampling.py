@@ -3,10 +3,14 @@
 The first noise of an image depends on its seed and prompt number alone, so that methods are compared on equal noise.
 """
 
-from collections.abc import Sequence
+import hashlib
+import io
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
@@ -14,7 +18,7 @@ from PIL import Image
 
 from customdiff_core import delta as deltas
 from customdiff_core import images, stages, tables, text
-from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.config import Runtime, SampleConfig
 from customdiff_core.devices import resolve_device
 from customdiff_core.finetuning.components import Components, Condition, Network, Schedule, load_components, load_vae
@@ -87,8 +91,19 @@ def draw_images(
     seeds: Sequence[int],
     config: SampleConfig,
     progress: Progress = silent,
+    kept: Path | None = None,
 ) -> list[Image.Image]:
-    """Draw every prompt with every seed, prompt by prompt: len(prompts) x len(seeds) images."""
+    """Draw every prompt with every seed, prompt by prompt: len(prompts) x len(seeds) images.
+
+    Args:
+        components: the model.
+        vae: its decoder.
+        prompts: N of them.
+        seeds: of each prompt.
+        config: the sampler; its batch size says which images are drawn together, whatever was drawn before.
+        progress: told after every batch.
+        kept: a folder where finished batches are kept and found, for a run that is broken off.
+    """
     with torch.inference_mode():
         condition, empty = text.encode(components, prompts), text.unconditional(components, config.negative_prompt)
     jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
@@ -96,7 +111,11 @@ def draw_images(
     for start in range(0, len(jobs), config.batch_size):
         batch = jobs[start : start + config.batch_size]
         rows = torch.tensor([number for number, _ in batch])
-        drawn += decode_latents(vae, sample_latents(components, condition.take(rows), empty, batch, config))
+
+        def draw(rows: torch.Tensor = rows, batch: list[tuple[int, int]] = batch) -> list[Image.Image]:
+            return decode_latents(vae, sample_latents(components, condition.take(rows), empty, batch, config))
+
+        drawn += _kept(kept, start // config.batch_size, draw) if kept else draw()
         progress(len(drawn), len(jobs), "images drawn")
     return drawn
 
@@ -127,9 +146,12 @@ def generate(
         A `samples` artifact: samples.parquet, one row an image, with its full recipe, which is in the PNG too.
     """
 
+    recipe = stages.generate(prompts, seeds, delta, profile, config)
+
     def produce(folder: Path) -> int:
         components, vae = load_model(profile, delta, store, runtime)
-        drawn = draw_images(components, vae, prompts, seeds, config, progress)
+        scratch = store.scratch(recipe.kind, recipe.key)
+        drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch)
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
         origin = {"model": components.digest, "delta": delta.sha256 if delta else None, **config.model_dump()}
         rows = [
@@ -144,9 +166,23 @@ def generate(
             }
             for (number, seed), image in zip(jobs, drawn, strict=True)
         ]
+        shutil.rmtree(scratch)
         return tables.write(folder / "samples.parquet", rows)
 
-    return store.make(stages.generate(prompts, seeds, delta, profile, config), produce)
+    return store.make(recipe, produce)
+
+
+def _kept(folder: Path, number: int, draw: Callable[[], list[Image.Image]]) -> list[Image.Image]:
+    """Batch `number` as a run before drew it, or else drawn and kept; its name carries its hash."""
+    for path in folder.glob(f"batch-{number:05d}-*.npy"):
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]:
+            return [Image.fromarray(one) for one in np.load(io.BytesIO(data), allow_pickle=False)]
+    drawn, buffer = draw(), io.BytesIO()
+    np.save(buffer, np.stack([np.asarray(one) for one in drawn]), allow_pickle=False)
+    name = hashlib.sha256(buffer.getvalue()).hexdigest()[:16]
+    write_atomic(folder / f"batch-{number:05d}-{name}.npy", buffer.getvalue())
+    return drawn
 
 
 def _step_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

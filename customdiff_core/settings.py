@@ -19,6 +19,9 @@ class Settings(BaseSettings):
         default="http://127.0.0.1:4201",
         description="where the small static server serves the store, for links to reports",
     )
+    benchmark_workers: int = Field(
+        default=1, ge=1, description="cells of a benchmark at a time; how many of them compute, the GPU slots decide"
+    )
     allow_download: bool = Field(
         default=False, description="let a real profile download its pinned weights from the hub"
     )

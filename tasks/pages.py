@@ -6,7 +6,9 @@ Captions, prompts and names are somebody else's text and are escaped. Pictures a
 import json
 import re
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
@@ -14,6 +16,11 @@ from PIL import Image
 
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
+from customdiff_core.benchmark.charts import scatter
+from customdiff_core.benchmark.drift import outside
+from customdiff_core.benchmark.history import METRICS, PAPERS, failed
+from customdiff_core.benchmark.report import claims, night_of
+from customdiff_core.benchmark.report import lines as benchmark_lines
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
@@ -256,6 +263,43 @@ def reported(concepts: tuple[Concept, ...], report: Artifact, here: Store) -> st
     path = here.path(report) / "report.html"
     titles = " and ".join(escape(one.title) for one in concepts)
     return _page("Report", report, here, lambda _: f"[The whole story of {titles}]({url})\n\nThe file: `{path}`")
+
+
+def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
+    """The claims with their verdicts, the claim table beside the paper's figures, and what failed."""
+    night = night_of(benchmark, here)
+    url = f"{Settings().files_url}/report/{report.key}/report.html"
+    verdicts = [(escape(one.sentence), f"**{one.verdict}**") for one in claims(benchmark, here)]
+    found = tables.read(here, benchmark, "table")
+    lines = [*benchmark_lines(found, together=False), *benchmark_lines(found, together=True)]
+    rows = [
+        (
+            escape(line.title),
+            *(_cell(one.cell) if (one := line.figures.get(name)) else "–" for name in PAPERS),
+            line.trainings,
+        )
+        for line in lines
+    ]
+    outside_, lost = (tell(benchmark, date.fromisoformat(night), here) for tell in (outside, failed))
+    said = "".join(f"\n* outside its limits: {escape(one)}" for one in outside_)
+    said += "".join(f"\n* not measured: {escape(one)}" for one in lost)
+    cells: Any = tables.read(here, benchmark, "benchmark")
+    cells = cells[(cells["night"] == night) & (cells["share"] == 1) & (cells["status"] == "measured")]
+    charted = [
+        image(figures.chart_uri(scatter(found, cells, together=kind), CHART_DPI), "text and image alignment")
+        for kind in (False, True)
+        if benchmark_lines(found, together=kind)
+    ]
+    head = ("", *(METRICS[name] for name in PAPERS), "Concepts × trainings")
+    return _page(
+        f"Benchmark of {night}",
+        benchmark,
+        here,
+        lambda _: (
+            f"[The whole page, with pictures, costs and drift]({url})\n{said}\n\n{_table(('Claim', 'Verdict'), verdicts)}\n\n"
+            f"{_table(head, rows)}\n\n" + "\n\n".join(charted)
+        ),
+    )
 
 
 def generated(samples: Artifact, here: Store) -> str:

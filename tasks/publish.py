@@ -19,6 +19,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from customdiff_core.artifacts import Artifact
+from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.progress import Progress
@@ -80,6 +81,11 @@ def evaluated(concept: Concept, metrics: Artifact) -> None:
 def reported(concepts: tuple[Concept, ...], report: Artifact) -> None:
     """Link the report."""
     _send(f"{'-'.join(one.name for one in concepts)}-report", pages.reported(concepts, report, store()))
+
+
+def benchmarked(benchmark: Artifact, report: Artifact, protocol: Protocol) -> None:
+    """Show a night's claims and table, and link its page."""
+    _send(f"benchmark-{protocol.name}", pages.benchmarked(benchmark, report, store()))
 
 
 def generated(samples: Artifact) -> None:

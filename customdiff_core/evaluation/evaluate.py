@@ -1,68 +1,27 @@
 """Evaluate: base and customized model on the same prompts and noise; alignment and KID, with intervals (section 4)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from customdiff_core import images, recipes, stages, tables
+from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
 from customdiff_core.evaluation.identity import colours, recognised
 from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
-from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.sampling import generate
-from customdiff_core.weights import encoder_digest
 
 SUBJECTS = ("base", "customized")
-
-
-@dataclass
-class Judge:
-    """The evaluation CLIP, loaded when something must be embedded; what it has seen before comes from the store."""
-
-    profile: Profile
-    store: Store
-    runtime: Runtime
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """The encoder itself."""
-        return Encoder(self.profile.judge, self.runtime.device)
-
-    def images(self, data: Sequence[bytes]) -> Vectors:
-        """Embed encoded images: (N, D)."""
-        names = [images.digest(one) for one in data]
-        return self._embed(
-            names, lambda: self.encoder.images(images.decode(one, name) for name, one in zip(names, data, strict=True))
-        )
-
-    def texts(self, texts: Sequence[str]) -> Vectors:
-        """Embed texts: (N, D)."""
-        return self._embed(list(texts), lambda: self.encoder.texts(texts))
-
-    def _embed(self, names: list[str], compute) -> Vectors:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
-        def produce(folder: Path) -> int:
-            vectors = compute()
-            rows = [
-                {"model": self.profile.judge.name, "sha256": name, "vector": vector}
-                for name, vector in zip(names, vectors, strict=True)
-            ]
-            return tables.write(folder / "embeddings.parquet", rows)
-
-        recipe = stages.embeddings(recipes.digest_of(names), encoder_digest(self.profile.judge))
-        table = tables.read(self.store, self.store.make(recipe, produce), "embeddings", ["vector"])
-        return np.stack(table["vector"].tolist())
 
 
 def evaluate(
@@ -168,6 +127,9 @@ def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, sto
         scores["image_alignment_held_out"] = image_alignment(drawn, held_out)
     if concept.others:
         scores |= _identity(concept, table["image"].tolist(), drawn, judge)
+    if judge.profile.dino:
+        targets = judge.dino_images([concept.read(picture) for picture in concept.images])
+        scores["dino_alignment_training"] = image_alignment(judge.dino_images(table["image"].tolist()), targets)
     return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
 
 

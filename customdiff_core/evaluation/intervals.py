@@ -27,27 +27,48 @@ def crossed_interval(scores: Scores, confidence: float) -> tuple[float, float]:
     Returns:
         Its two ends; minus and plus infinity where there is but one score.
     """
-    mean, axes = float(scores.mean()), [axis for axis in range(scores.ndim) if scores.shape[axis] > 1]
-    if not axes:
+    return pooled_interval(scores[None], confidence)
+
+
+def pooled_interval(scores: Scores, confidence: float) -> tuple[float, float]:
+    """Interval of the mean of these concepts, over trainings, prompts and seeds like these.
+
+    Each concept's trainings are its own, and what they bring is pooled: C (T - 1) degrees of freedom. Prompts and seeds are
+    crossed with all, since the noise of a prompt's number and seed is the same for every concept.
+
+    Args:
+        scores: (C, T, P, S), one score a concept, training of it, prompt and sampling seed.
+        confidence: such as 0.95.
+
+    Returns:
+        Its two ends; minus and plus infinity where there is but one score of each concept.
+    """
+    mean, (concepts, *levels) = float(scores.mean()), scores.shape
+    own = [scores.mean(axis=tuple(other for other in (1, 2, 3) if other != axis), keepdims=True) for axis in (1, 2, 3)]
+    parts: list[tuple[float, int]] = []  # what each axis brings to the mean, and its degrees of freedom
+    if levels[0] > 1:
+        spread = float(own[0].var(axis=1, ddof=1).mean())
+        parts.append((spread / scores.shape[1] / concepts, concepts * (levels[0] - 1)))
+    for axis in (2, 3):
+        if scores.shape[axis] > 1:
+            marginal = own[axis - 1].mean(axis=0).ravel()
+            parts.append((float(marginal.var(ddof=1)) / marginal.size, marginal.size - 1))
+    if not parts:
         return -np.inf, np.inf
-    marginal = [_marginal(scores, axis) for axis in axes]
-    parts = [float(one.var(ddof=1)) / one.size for one in marginal]
-    freedom = scores.size - sum(one.size - 1 for one in marginal) - 1
-    residual = scores - mean
-    for axis, one in zip(axes, marginal, strict=True):
-        shape = [1] * scores.ndim
-        shape[axis] = one.size
-        residual = residual - (one - mean).reshape(shape)
-    noise = float(np.square(residual).sum()) / freedom / scores.size if freedom else 0.0
     # Each marginal variance holds the noise once; the mean has it but once in all. Never less than the largest part alone.
-    variance = max(sum(parts) - (len(axes) - 1) * noise, *parts)
+    variance = max(
+        sum(part for part, _ in parts) - (len(parts) - 1) * _noise(scores, own), *(part for part, _ in parts)
+    )
     if variance == 0:
         return mean, mean
-    degrees = variance**2 / sum(part**2 / (one.size - 1) for part, one in zip(parts, marginal, strict=True))
+    degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
     half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * variance**0.5
     return mean - half, mean + half
 
 
-def _marginal(scores: Scores, axis: int) -> Scores:
-    """The mean of each level of one axis."""
-    return scores.mean(axis=tuple(other for other in range(scores.ndim) if other != axis))
+def _noise(scores: Scores, own: list[Scores]) -> float:
+    """What the scores' residuals within each concept bring to the mean; 0 where nothing is left over."""
+    levels = scores.shape[1:]
+    freedom = scores.size - scores.shape[0] * (sum(level - 1 for level in levels) + 1)
+    residual = scores - sum(own) + 2 * scores.mean(axis=(1, 2, 3), keepdims=True)
+    return float(np.square(residual).sum()) / freedom / scores.size if freedom else 0.0

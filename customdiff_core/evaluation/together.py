@@ -13,8 +13,9 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
-from customdiff_core.evaluation.evaluate import Judge, grids_of
+from customdiff_core.evaluation.evaluate import grids_of
 from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.presence import captions_of, shows_all, side_by_side
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent

@@ -27,7 +27,7 @@ def validation(concept: Concept, profile: Profile, count: int, *, store: Store) 
     """
 
     def produce(folder: Path) -> int:
-        source = profile.corpus.validation
+        source = profile.corpus.held_out(concept.category)
         rows = _read(source, count) if source or profile.corpus.kind == "folder" else _draw(concept, profile, count)
         return tables.write(folder / "validation.parquet", rows)
 

@@ -16,7 +16,7 @@ from customdiff_core import images, latents, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime, SampleConfig
-from customdiff_core.devices import resolve_device
+from customdiff_core.devices import memory_in_use, resolve_device
 from customdiff_core.errors import TrainingError
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import (
@@ -77,9 +77,12 @@ def finetune(
         before = deltas.load(store.path(parent) / deltas.FILE) if parent else None
         trainer = make_trainer(concepts, training_sets, profile, config, store, runtime, before)
         scratch = store.scratch(recipe.kind, recipe.base_key)
-        vae = load_vae(profile.model).to(trainer.components.device)
+        device = trainer.components.device
+        vae = load_vae(profile.model).to(device)
+        memory: dict[int, int] = {}
 
         def on_step(state: Trainer) -> None:
+            memory[state.step] = memory_in_use(device)
             progress(state.step, config.steps, f"loss {state.history[-1][0]:.4f}")
             if state.step % config.preview_every == 0 and not state.finished:
                 _preview(scratch, state, vae, concepts, profile.evaluate.sample)
@@ -91,7 +94,7 @@ def finetune(
         deltas.save(folder / deltas.FILE, made)
         base = load_unet_weights(profile.model, tuple(made.weights)) if made.weights else {}
         tables.write(folder / "weight_change.parquet", weight_changes(made, base))
-        _write_history(folder / "history.parquet", trainer)
+        _write_history(folder / "history.parquet", trainer, memory)
         _write_previews(folder / "previews.parquet", scratch, trainer)
         return trainer.step
 
@@ -205,13 +208,15 @@ def taught(concept: Concept) -> Taught:
     return Taught.model_validate(concept.model_dump(include=set(Taught.model_fields)))
 
 
-def _write_history(path: Path, trainer: Trainer) -> None:
+def _write_history(path: Path, trainer: Trainer, memory: dict[int, int]) -> None:
+    """A row a step; `memory` in bytes, unknown for the steps of a run that was broken off."""
     rows = [
         {
             "step": step,
             **dict(zip(HISTORY, values, strict=True)),
             "learning_rate": trainer.rates[0] * rate_factor(step - 1, trainer.config),
             "seconds": seconds,
+            "memory": memory.get(step),
         }
         for step, (values, seconds) in enumerate(zip(trainer.history, trainer.seconds, strict=True), 1)
     ]

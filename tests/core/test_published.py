@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from customdiff_core import concepts, published
 from customdiff_core.errors import ConceptError
@@ -113,3 +114,45 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_behind(folder: Path) -> No
     with pytest.raises(Exception, match="need"):
         published.lay_out(cat, folder / "concepts", "<cat1>", "ktn")
     assert not (folder / "concepts" / "pet_cat1").exists()
+
+
+def test_a_whole_benchmark_is_laid_out_with_its_protocol(folder: Path, tmp_path: Path) -> None:
+    from customdiff_core.benchmark import protocol
+    from customdiff_core.cli.app import app
+
+    singles, pairs = write(folder, [CAT, CHAIR]), folder / "pairs.json"
+    pairs.write_text(json.dumps([[CAT, CHAIR, TOGETHER]]))
+    data = tmp_path / "data"
+    command = ["lay-out", str(singles), str(pairs), "--name", "mine", "--into", str(data)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = protocol.load("mine", data)
+    assert found.concepts == ("pet_cat1", "furniture_chair2")
+    assert found.together[0].concepts == ("pet_cat1", "furniture_chair2")
+    assert (found.prompts, found.prompts_together, found.seeds) == (1, 2, 50)
+    assert concepts.load("pet_cat1", data=data).noun == "<pet-cat1> cat"
+    prompts = concepts.prompts_together(2, data=data, file=found.together[0].prompts)
+    assert prompts == ("{0} sleeping on {1}", "photo of {1} beside {0}")
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 1
+    assert "need a new one" in " ".join(again.output.split())
+
+
+def test_the_readmes_table_is_renewed_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from customdiff_core.artifacts import Store
+    from customdiff_core.cli.app import app
+
+    monkeypatch.setenv("CUSTOMDIFF_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(Store, "newest", lambda self, kind, **labels: f"{kind} {labels['protocol']}")
+    monkeypatch.setattr("customdiff_core.benchmark.report.night_of", lambda table, store: "2026-03-01")
+    monkeypatch.setattr("customdiff_core.benchmark.report.markdown", lambda table, store: f"| {table} |")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
+    done = CliRunner().invoke(app, ["table", "mine", "--readme", str(readme)])
+    assert done.exit_code == 0, done.output
+    assert readme.read_text() == (
+        "before\n<!-- benchmark -->\nNight of 2026-03-01, protocol `mine`:\n\n| benchmark mine |\n<!-- /benchmark -->\nafter\n"
+    )
+    readme.write_text("no marks")
+    assert CliRunner().invoke(app, ["table", "mine", "--readme", str(readme)]).exit_code == 1
+    assert readme.read_text() == "no marks"

@@ -171,3 +171,35 @@ def test_the_stage_draws_once_and_a_customized_model_draws_others(chain):
     base = generate(prompts, (0,), None, chain.profile, QUICK, store=chain.store, runtime=runtime)
     one, other = (tables.read(chain.store, artifact, "samples")["image"][0] for artifact in (base, made))
     assert one != other
+
+
+def test_a_killed_drawing_goes_on_at_the_batch_and_ends_at_the_same_images(
+    chain, store, monkeypatch: pytest.MonkeyPatch
+):
+    config = QUICK.model_copy(update={"batch_size": 2})
+
+    class Killed(BaseException):
+        pass
+
+    def die(done: int, total: int, note: str = "") -> None:
+        if done == 4:
+            raise Killed
+
+    def run(place, **options):
+        return generate(tuple(PROMPTS), (0, 1), None, chain.profile, config, store=place, **options)
+
+    with pytest.raises(Killed):
+        run(store, progress=die)
+    batches = sorted(store.root.glob("checkpoints/samples/*/batch-*.npy"))
+    assert len(batches) == 2
+    batches[1].write_bytes(batches[1].read_bytes()[:-1] + b"x")  # damaged: drawn again
+    drawn: list[int] = []
+    original = sample_latents
+    monkeypatch.setattr(
+        "customdiff_core.sampling.sample_latents", lambda *args: (drawn.append(len(args[3])), original(*args))[1]
+    )
+    whole = run(store)
+    assert drawn == [2, 2]
+    assert not list(store.root.glob("checkpoints/samples/*"))
+    unbroken = generate(tuple(PROMPTS), (0, 1), None, chain.profile, config, store=chain.store)
+    assert whole == unbroken

@@ -7,10 +7,20 @@ import yaml
 from pydantic import ValidationError
 
 from customdiff_core import concepts, profiles
+from customdiff_core.benchmark.protocol import Together
+from customdiff_core.benchmark.protocol import load as load_protocol
 from customdiff_core.errors import ConfigError, WeightsError
 from customdiff_core.finetuning import methods
 from customdiff_core.settings import REPOSITORY
-from flows.options import AugmentOptions, EvaluateOptions, MergeOptions, ModelOptions, RetrieveOptions, TrainOptions
+from flows.options import (
+    AugmentOptions,
+    BenchmarkOptions,
+    EvaluateOptions,
+    MergeOptions,
+    ModelOptions,
+    RetrieveOptions,
+    TrainOptions,
+)
 
 
 def test_empty_fields_take_the_profiles_values() -> None:
@@ -89,3 +99,27 @@ def test_retrieval_can_be_pointed_elsewhere_and_told_what_a_link_may_cost() -> N
     assert (config.regularization, config.fetch.deadline_s, config.backend.index_name) == ("generated", 3, "laion")
     model = ModelOptions(backend="http://localhost:1234").resolve()
     assert (model.corpus.source, model.corpus.backend) == ("backend", "http://localhost:1234")
+
+
+def test_a_protocol_takes_what_is_stated_and_is_checked() -> None:
+    plain = BenchmarkOptions().resolve("openmoji-nightly")
+    assert plain == load_protocol("openmoji-nightly")
+    changed = BenchmarkOptions(seeds=3, rows=["joint"], together=[Together(concepts=("a", "b"))]).resolve(
+        "openmoji-nightly"
+    )
+    assert (changed.seeds, changed.rows, changed.name) == (3, ("joint",), "openmoji-nightly")
+    assert changed.concepts == plain.concepts
+    with pytest.raises(ConfigError, match="row: found 'jiont'"):
+        BenchmarkOptions(rows=["jiont"]).resolve("openmoji-nightly")
+    with pytest.raises(ConfigError, match="found kid_subset_size 100, need at most kid_images 8"):
+        BenchmarkOptions(kid_images=8).resolve("openmoji-nightly")
+
+
+def test_the_benchmarks_deployments_name_protocols_that_there_are_and_one_has_a_schedule() -> None:
+    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
+    mine = {one["name"]: one for one in declared if one["entrypoint"].endswith(":benchmark")}
+    assert set(mine) == {"quick", "nightly", "paper-sd14"}
+    for one in mine.values():
+        assert load_protocol(one["parameters"]["protocol"])
+    assert mine["nightly"]["schedules"] == [{"cron": "0 3 * * *", "timezone": "UTC", "active": True}]
+    assert ModelOptions(**mine["paper-sd14"]["parameters"]["model"]).profile == "sd14"

@@ -5,7 +5,8 @@ import pytest
 from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
-from customdiff_core.evaluation.evaluate import Judge, evaluate
+from customdiff_core.evaluation.evaluate import evaluate
+from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.retrieval.encoder import Encoder
@@ -188,7 +189,7 @@ def test_the_judge_looks_at_a_set_once(chain, monkeypatch: pytest.MonkeyPatch):
     def fail(*args: object) -> None:
         raise AssertionError("the encoder was loaded again")
 
-    monkeypatch.setattr("customdiff_core.evaluation.evaluate.Encoder", fail)
+    monkeypatch.setattr("customdiff_core.evaluation.judge.Encoder", fail)
     again = Judge(chain.profile, chain.store, RUNTIME).images(data)
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-5)

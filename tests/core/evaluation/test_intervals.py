@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.intervals import crossed_interval, pooled_interval
 
 
 def table(
@@ -67,3 +67,28 @@ def test_one_axis_is_the_plain_interval_of_a_mean() -> None:
 def test_equal_scores_have_no_spread_and_one_score_says_nothing() -> None:
     assert crossed_interval(np.full((2, 4, 3), 0.7), 0.95) == pytest.approx((0.7, 0.7))
     assert crossed_interval(np.full((1, 1, 1), 0.7), 0.95) == (-np.inf, np.inf)
+
+
+def concepts(rng: np.random.Generator, size: tuple[int, int, int, int]) -> np.ndarray:
+    """Concepts of levels of their own, each with its trainings and prompts; the noise's seeds are the same for all."""
+    first, second, third, fourth = size
+    levels = np.array([0.5, -0.5, 0.3, -0.3])[:first]
+    effects = levels.reshape(-1, 1, 1, 1) - levels.mean() + rng.normal(0, 0.1, (first, second, 1, 1))
+    effects = effects + rng.normal(0, 0.3, (first, 1, third, 1)) + rng.normal(0, 0.05, (1, 1, 1, fourth))
+    return effects + rng.normal(0, 0.4, size)
+
+
+@pytest.mark.parametrize("size", [(3, 2, 20, 8), (4, 3, 8, 8), (3, 5, 20, 2), (1, 3, 20, 8)])
+def test_the_pooled_interval_of_these_concepts_covers_their_mean(size: tuple[int, int, int, int]) -> None:
+    covered = 0
+    for number in range(1000):
+        low, high = pooled_interval(concepts(np.random.default_rng(number), size), 0.95)
+        covered += low <= 0 <= high
+    assert 0.92 <= covered / 1000 <= 0.98
+
+
+def test_pooling_trainings_of_several_concepts_narrows_it() -> None:
+    scores = concepts(np.random.default_rng(0), (4, 2, 20, 8))
+    ends = pooled_interval(scores, 0.95)
+    one = [pooled_interval(scores[number : number + 1], 0.95) for number in range(4)]
+    assert ends[1] - ends[0] < min(high - low for low, high in one)

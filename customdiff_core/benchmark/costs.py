@@ -1,0 +1,70 @@
+"""What a customized model cost: seconds and memory of training, bytes a concept, share of the network's weights trained.
+
+All of it is computed from the files of the trainings, none of it assumed.
+"""
+
+from collections.abc import Iterator
+from math import prod
+
+from safetensors import safe_open
+
+from customdiff_core import delta as deltas
+from customdiff_core import tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.profiles import Profile
+from customdiff_core.weights import model_folder
+
+COSTS: tuple[str, ...] = ("seconds", "memory", "bytes", "trained_share")
+
+
+def costs(delta: Artifact, profile: Profile, store: Store, concepts: int) -> dict[str, float]:
+    """Cost of one delta, with everything that it was made from.
+
+    Returns:
+        seconds (of training steps, and of merging), memory (bytes, the most while training), bytes (of the file, a concept)
+        and trained_share (numbers changed in the UNet, of all its numbers; V* is none of them).
+    """
+    path = store.path(delta) / deltas.FILE
+    histories = [tables.read(store, one, "history") for one in involved(delta, store) if _was_trained(one, store)]
+    seconds = sum(float(history["seconds"].sum()) for history in histories)
+    memory = max((float(history["memory"].max()) for history in histories), default=float("nan"))
+    return {
+        "seconds": seconds + (0 if _was_trained(delta, store) else store.manifest(delta).seconds),
+        "memory": memory,
+        "bytes": path.stat().st_size / concepts,
+        "trained_share": _numbers(delta, store) / unet_numbers(profile),
+    }
+
+
+def involved(delta: Artifact, store: Store) -> list[Artifact]:
+    """A delta and those that it was made from: parents of a sequential training, parts of a merge."""
+    known = {one.artifact.sha256: one for one in store.manifests("delta")}
+    found, todo = dict[str, Artifact](), [delta.sha256]
+    while todo:
+        manifest = known.get(todo.pop())
+        if manifest is not None and manifest.artifact.key not in found:
+            found[manifest.artifact.key] = manifest.artifact
+            todo += manifest.recipe.inputs.values()
+    return list(found.values())
+
+
+def unet_numbers(profile: Profile) -> int:
+    """How many numbers the UNet has, read from its files' headers."""
+    files = (model_folder(profile.model) / "unet").glob("*.safetensors")
+    whole = [path for path in files if len(path.suffixes) == 1]  # others are variants, such as .fp16.safetensors
+    return sum(size for path in whole for _, size in _sizes(str(path)))
+
+
+def _numbers(delta: Artifact, store: Store) -> int:
+    sizes = _sizes(str(store.path(delta) / deltas.FILE))
+    return sum(size for name, size in sizes if not name.startswith(deltas.TOKEN_PREFIX))
+
+
+def _sizes(path: str) -> Iterator[tuple[str, int]]:
+    with safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118
+            yield name, prod(file.get_slice(name).get_shape())
+
+
+def _was_trained(delta: Artifact, store: Store) -> bool:
+    return (store.path(delta) / "history.parquet").is_file()

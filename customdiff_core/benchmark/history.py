@@ -1,0 +1,76 @@
+"""The nights so far: one row a cell a night, carried from each night's benchmark into the next."""
+
+from datetime import date
+from math import nan
+
+import pandas as pd
+
+from customdiff_core import tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.benchmark import rows
+from customdiff_core.benchmark.outcomes import Outcome
+from customdiff_core.recipes import Recipe
+
+KIND = "benchmark"
+METRICS = {
+    "text_alignment": "Text alignment",
+    "image_alignment_training": "Image alignment",
+    "image_alignment_held_out": "Image alignment, held-out pictures",
+    "dino_alignment_training": "DINO image alignment",
+    "nearest_training": "Likeness to the nearest training picture",
+    "kid": "KID × 10³",
+    "image_alignment_1": "Image alignment, first concept",
+    "image_alignment_2": "Image alignment, second concept",
+}
+PAPERS = ("text_alignment", "image_alignment_training", "kid")  # the metrics of the paper's table
+LOWER_IS_BETTER = frozenset({"kid"})
+
+
+def previous(protocol: str, night: date, store: Store) -> Artifact | None:
+    """The benchmark of the newest night before this one; of a night that was run again, the last."""
+    found = [one for one in store.manifests(KIND) if one.recipe.labels.get("protocol") == protocol]
+    earlier = [one for one in found if one.recipe.labels["night"] < night.isoformat()]
+    newest = max(earlier, key=lambda one: (one.recipe.labels["night"], one.created), default=None)
+    return newest.artifact if newest and not store.problems(store.path(newest.artifact)) else None
+
+
+def frame(
+    outcomes: tuple[Outcome, ...], protocol: str, night: date, before: Artifact | None, store: Store
+) -> pd.DataFrame:
+    """Every cell of every night: what it is, whether it was measured, its figures and costs, and the paper's."""
+    tonight = pd.DataFrame([_row(one, protocol, night, store) for one in outcomes])
+    return pd.concat([tables.read(store, before, KIND), tonight], ignore_index=True) if before else tonight
+
+
+def settings_key(recipe: Recipe) -> str:
+    """What two trainings have in common that differ in nothing but their seed."""
+    config = {name: value for name, value in recipe.config.items() if name != "seed"}
+    return recipe.model_copy(update={"config": config}).key
+
+
+def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str, object]:
+    cell, made = outcome.cell, outcome.made
+    found: dict[str, object] = {
+        "night": night.isoformat(),
+        "protocol": protocol,
+        "row": cell.row,
+        "concepts": "+".join(cell.concepts),
+        "seed": cell.seed,
+        "share": cell.share,
+        "status": "measured" if made else "failed",
+        "error": outcome.error,
+        "cell": made.key if made else "",
+        "settings": settings_key(store.manifest(made).recipe) if made else "",
+    }
+    found |= dict.fromkeys(METRICS, nan)
+    if made:
+        found |= {row["metric"]: row["value"] for row in tables.records(tables.read(store, made, "measures"))}
+        found |= tables.records(tables.read(store, made, "costs"))[0]
+    return found | {f"paper_{name}": rows.get(cell.row).paper.get(name, nan) for name in PAPERS}
+
+
+def failed(benchmark: Artifact, night: date, store: Store) -> list[str]:
+    """This night's cells that could not be measured, and why."""
+    cells = tables.read(store, benchmark, KIND)
+    lost = tables.records(cells[(cells["night"] == night.isoformat()) & (cells["status"] == "failed")])
+    return [f"{one['row']}, {one['concepts']}, seed {one['seed']}: {one['error']}" for one in lost]

@@ -1,0 +1,212 @@
+"""Report: one self-contained page about a night of the benchmark, made to be printed and read on a phone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from customdiff_core import figures, stages, tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.benchmark import charts, rows
+from customdiff_core.benchmark.costs import COSTS
+from customdiff_core.benchmark.drift import NIGHTS
+from customdiff_core.benchmark.history import KIND, METRICS, PAPERS
+from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.evaluation.results import Cell, number, template
+from customdiff_core.profiles import Profile
+
+PROMPTS_SHOWN, SIDE, DPI = 6, 72, 140
+EXTRA = ("image_alignment_held_out", "dino_alignment_training", "nearest_training")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure in the claim table: with its interval, the paper's, and the change since the last night."""
+
+    cell: Cell
+    paper: float
+    change: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the claim table."""
+
+    title: str
+    name: str
+    figures: dict[str, Measured]
+    costs: dict[str, float]
+    trainings: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One difference that a claim needs."""
+
+    metric: str
+    row: str
+    against: str
+    cell: Cell | None
+    paper: float
+    verdict: str
+    n: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its verdict."""
+
+    sentence: str
+    verdict: str
+    tests: list[Difference]
+
+
+def report(benchmark: Artifact, protocol: Protocol, profile: Profile, *, store: Store) -> Artifact:
+    """Write the page.
+
+    Args:
+        benchmark: the night's table, from `tabulate`.
+        protocol: how it was measured.
+        profile: the base model.
+        store: where it is, and the result goes.
+
+    Returns:
+        A `report` artifact: report.html.
+    """
+
+    def produce(folder: Path) -> int:
+        (folder / "report.html").write_text(render(benchmark, protocol, profile, store), encoding="utf-8")
+        return 1
+
+    return store.make(stages.report_benchmark(benchmark, protocol, profile), produce)
+
+
+def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Store) -> str:
+    """Return the page's HTML; names, prompts and errors are escaped."""
+    night = night_of(benchmark, store)
+    table, drift, curve = (tables.read(store, benchmark, name) for name in ("table", "drift", "curve"))
+    cells = tables.read(store, benchmark, KIND)
+    tonight: Any = cells[cells["night"] == night]
+    whole = tonight[(tonight["share"] == 1) & (tonight["status"] == "measured")]
+    kinds = [(together, lines(table, together=together)) for together in (False, True)]
+    return template(stages.BENCHMARK_TEMPLATE).render(
+        protocol=protocol,
+        profile=profile,
+        night=night,
+        nights=sorted(set(cells["night"])),
+        kinds=[(together, found) for together, found in kinds if found],
+        scatters=[
+            (together, figures.chart_uri(charts.scatter(table, whole, together=together), DPI))
+            for together, found in kinds
+            if found
+        ],
+        curve=figures.chart_uri(charts.trade_off(curve), DPI) if len(curve) else None,
+        claims=claims(benchmark, store),
+        controls=[
+            (METRICS[metric], figures.chart_uri(charts.control(drift, metric), DPI))
+            for metric in PAPERS
+            if len(drift) and (drift["metric"] == metric).any()
+        ],
+        outside=tables.records(drift[(drift["night"] == night) & drift["outside"].astype(bool)]) if len(drift) else [],
+        needed=NIGHTS,
+        grids=grids(whole, store),
+        failed=tables.records(tonight[tonight["status"] == "failed"]),
+        measured=int((tonight["status"] == "measured").sum()),
+        metrics=METRICS,
+        extra=[name for name in EXTRA if (table["metric"] == name).any()],
+        papers=PAPERS,
+        titles={name: row.title for name, row in rows.ROWS.items()},
+        recipe=store.manifest(benchmark),
+    )
+
+
+def night_of(benchmark: Artifact, store: Store) -> str:
+    """A table's night."""
+    return str(store.manifest(benchmark).recipe.config["night"])
+
+
+def lines(table: pd.DataFrame, *, together: bool) -> list[Line]:
+    """The claim table's rows of one kind."""
+    found: list[Line] = []
+    for row in (one for one in rows.ROWS.values() if one.together == together):
+        part = {one["metric"]: one for one in tables.records(table[table["row"] == row.name])}
+        if part:
+            measured = {
+                metric: Measured(
+                    Cell(one["value"], one["low"], one["high"]), one["paper"], one["tonight"] - one["last_night"]
+                )
+                for metric, one in part.items()
+                if metric in METRICS
+            }
+            first = next(iter(part.values()))
+            said = f"{first['concepts']} × {first['trainings']}"
+            spent = {name: part[name]["value"] for name in COSTS if name in part}
+            found.append(Line(row.title, row.name, measured, spent, said))
+    return found
+
+
+def claims(benchmark: Artifact, store: Store) -> list[Judged]:
+    """Every claim with its verdict and its differences."""
+    found: list[Judged] = []
+    for sentence, part in tables.read(store, benchmark, "claims").groupby("sentence", sort=False):
+        tests = [
+            Difference(
+                one["title"],
+                rows.get(one["row"]).title,
+                rows.get(one["against"]).title,
+                None if pd.isna(one["value"]) else Cell(one["value"], one["low"], one["high"]),
+                one["paper"],
+                one["test"],
+                "" if pd.isna(one["value"]) else f"{one['concepts']:.0f} × {one['trainings']:.0f}",
+            )
+            for one in tables.records(part)
+        ]
+        found.append(Judged(str(sentence), str(part["verdict"].iloc[0]), tests))
+    return found
+
+
+def grids(cells: Any, store: Store) -> list[tuple[str, list[str], list[tuple[str, str]]]]:
+    """Of each concept or group: its prompts, and a row's first seed of the first prompts as one strip."""
+    found: list[tuple[str, list[str], list[tuple[str, str]]]] = []
+    for concepts, part in cells.groupby("concepts", sort=False):
+        strips: list[tuple[str, str]] = []
+        prompts: list[str] = []
+        for cell in tables.records(part.drop_duplicates("row")):
+            drawn = samples_of(cell["cell"], store)
+            if drawn is not None:
+                first = drawn[drawn["seed"] == drawn["seed"].min()].sort_values("prompt_id").head(PROMPTS_SHOWN)
+                strip = figures.montage(first["image"].tolist(), PROMPTS_SHOWN, SIDE)
+                strips.append((rows.get(cell["row"]).title, figures.image_uri(strip)))
+                prompts = prompts or first["prompt"].tolist()
+        found.append((str(concepts), prompts, strips))
+    return found
+
+
+def samples_of(cell: str, store: Store) -> Any:
+    """The images that a cell drew; None when they are no longer in the store."""
+    path = store.root / "cell" / cell / "sources.parquet"
+    if not path.is_file():
+        return None
+    handles = {one.pop("name"): Artifact.model_validate(one) for one in tables.records(pd.read_parquet(path))}
+    samples = store.path(handles["samples"]) / "samples.parquet"
+    return pd.read_parquet(samples, columns=["prompt", "prompt_id", "seed", "image"]) if samples.is_file() else None
+
+
+def markdown(benchmark: Artifact, store: Store) -> str:
+    """The claim table as Markdown, for the README: each figure with its interval, the paper's beside it."""
+    table = tables.read(store, benchmark, "table")
+    head = "| | " + " | ".join(f"{METRICS[name]} | paper" for name in PAPERS) + " | trainings |"
+    text = [head, "|---" * (2 * len(PAPERS) + 2) + "|"]
+    for line in lines(table, together=False) + lines(table, together=True):
+        found: list[str] = []
+        for name in PAPERS:
+            one = line.figures.get(name)
+            low, high = (number(one.cell.low), number(one.cell.high)) if one else ("", "")
+            found.append(f"{number(one.cell.value)} ({low} to {high})" if one else "")
+            paper = rows.get(line.name).paper.get(name)
+            found.append(f"{paper:g}" if paper is not None else "")
+        text.append(f"| {line.title} | {' | '.join(found)} | {line.trainings} |")
+    text += ["", "| The paper's claims, here | verdict |", "|---|---|"]
+    text += [f"| {one.sentence} | {one.verdict} |" for one in claims(benchmark, store)]
+    return "\n".join(text)

@@ -1,0 +1,172 @@
+"""Figures and differences of a night's rows, with intervals over all trainings that differ in nothing but their seed.
+
+Concepts are these concepts. Where each was trained but once, a training cannot be told from its concept: then both are in the
+interval together, as if the concepts were trainings. Earlier nights of equal settings count as further trainings.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from customdiff_core import tables
+from customdiff_core.artifacts import Store
+from customdiff_core.benchmark import rows
+from customdiff_core.benchmark.costs import COSTS
+from customdiff_core.benchmark.history import METRICS
+from customdiff_core.evaluation.alignment import Scores
+from customdiff_core.evaluation.intervals import pooled_interval
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean, or a mean difference, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    concepts: int
+    trainings: int
+    prompts: int
+    seeds: int
+
+    @property
+    def says(self) -> bool:
+        """Whether it knows how trainings differ: one training alone does not. A cost is counted and differs in none."""
+        return self.concepts * self.trainings > 1 or not self.prompts
+
+
+@dataclass
+class Evidence:
+    """The scores behind a night's table: of its cells, and of earlier nights' cells of equal settings.
+
+    Args:
+        cells: the history's rows, this night's included.
+        night: as the history has it.
+        store: where the cells' scores are; an earlier cell whose artifact is gone counts no more.
+        confidence: of the intervals.
+    """
+
+    cells: Any  # a frame: pandas' types lose track of one after two filters
+    night: str
+    store: Store
+    confidence: float
+    _grids: dict[str, dict[str, Scores]] = field(default_factory=dict[str, dict[str, Scores]])
+    _trainings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+
+    def __post_init__(self) -> None:
+        whole = (self.cells["share"] == 1) & (self.cells["status"] == "measured")
+        self.cells = self.cells[whole].sort_values(["night", "seed"], kind="stable")
+
+    def figure(self, metric: str, row: str) -> Figure | None:
+        """A row's mean; None where it was not measured."""
+        return self._figure(metric, [row], [1.0])
+
+    def difference(self, metric: str, row: str, against: str) -> Figure | None:
+        """A row's mean less another's, paired by concept, prompt, seed and night; None where there is nothing common."""
+        return self._figure(metric, [row, against], [1.0, -1.0])
+
+    def trainings(self, row: str) -> dict[str, Any]:
+        """By concept, the cells of this night and those of equal settings before it, oldest first, each measured once."""
+        if row not in self._trainings:
+            mine = self.cells[self.cells["row"] == row]
+            tonight = mine[mine["night"] == self.night].groupby("concepts", sort=False)["settings"].last()
+            equal = {
+                str(concept): mine[(mine["concepts"] == concept) & (mine["settings"] == settings)].drop_duplicates(
+                    "cell", keep="last"
+                )
+                for concept, settings in tonight.items()
+            }
+            self._trainings[row] = {
+                concept: part[[bool(self.grids(key)) for key in part["cell"]]] for concept, part in equal.items()
+            }
+        return self._trainings[row]
+
+    def grids(self, cell: str) -> dict[str, Scores]:
+        """A cell's scores by metric, (prompts, seeds); empty when they are no longer in the store."""
+        if cell not in self._grids:
+            path = self.store.root / "cell" / cell / "scores.parquet"
+            parts = pd.read_parquet(path).groupby("metric") if path.is_file() else ()
+            self._grids[cell] = {str(metric): grid_of(part) for metric, part in parts}
+        return self._grids[cell]
+
+    def _figure(self, metric: str, names: Sequence[str], signs: Sequence[float]) -> Figure | None:
+        """Of the signed sum of rows, on the concepts that all have and as many trainings of each."""
+        by_row = [self.trainings(name) for name in names]
+        common = [one for one in by_row[0] if all(one in row for row in by_row)]
+        count = min((len(row[one]) for row in by_row for one in common), default=0)
+        if not count:
+            return None
+        parts = [pd.concat([row[one].tail(count) for one in common]) for row in by_row]
+        if any(metric not in part or part[metric].isna().any() for part in parts):
+            return None
+        value = sum(sign * float(part[metric].mean()) for sign, part in zip(signs, parts, strict=True))
+        if metric in COSTS:
+            return Figure(value, value, value, len(common), count, 0, 0)
+        grids = [np.stack([self.grids(key)[metric] for key in part["cell"]]) for part in parts]
+        scores = sum(sign * grid for sign, grid in zip(signs, grids, strict=True))
+        shaped = np.reshape(scores, (len(common), count, *grids[0].shape[1:]))
+        low, high = pooled_interval(_as_trainings(shaped), self.confidence)
+        shift = value - float(
+            shaped.mean()
+        )  # KID's value is torch-fidelity's, over random subsets; the interval's is exact
+        return Figure(value, low + shift, high + shift, *shaped.shape)
+
+
+def grid_of(scores: pd.DataFrame) -> Scores:
+    """One metric's scores as (prompts, seeds)."""
+    ordered = scores.sort_values(["prompt_id", "seed"])
+    return ordered["value"].to_numpy(np.float64).reshape(len(set(ordered["prompt_id"])), -1)
+
+
+def _as_trainings(scores: Scores) -> Scores:
+    """(C, 1, P, S) as (1, C, P, S): see above."""
+    return scores.swapaxes(0, 1) if scores.shape[1] == 1 else scores
+
+
+def table(evidence: Evidence, nights: Sequence[str]) -> list[tables.Row]:
+    """Every row's figure of every metric and cost, with this night's own, the last night's, and the paper's."""
+    found: list[tables.Row] = []
+    for row in rows.ROWS.values():
+        for metric in (*METRICS, *COSTS):
+            figure = evidence.figure(metric, row.name)
+            if figure is not None:
+                own, last = (
+                    _of_night(evidence.cells, night, row.name, metric) for night in (evidence.night, _last(nights))
+                )
+                paper = row.paper.get(metric, nan)
+                found.append(
+                    {
+                        "row": row.name,
+                        "metric": metric,
+                        **vars(figure),
+                        "tonight": own,
+                        "last_night": last,
+                        "paper": paper,
+                    }
+                )
+    return found
+
+
+def differences(evidence: Evidence) -> Iterator[tables.Row]:
+    """Every pair of rows of one kind, on the same prompts and seeds."""
+    names = list(rows.ROWS.values())
+    for place, row in enumerate(names):
+        for against in names[place + 1 :]:
+            for metric in METRICS if row.together == against.together else ():
+                figure = evidence.difference(metric, row.name, against.name)
+                if figure is not None:
+                    yield {"metric": metric, "row": row.name, "against": against.name, **vars(figure)}
+
+
+def _last(nights: Sequence[str]) -> str:
+    return nights[-2] if len(nights) > 1 else ""
+
+
+def _of_night(cells: Any, night: str, row: str, metric: str) -> float:
+    """The mean of one night's cells; NaN where there are none."""
+    found = cells.loc[(cells["night"] == night) & (cells["row"] == row), metric]
+    return float(found.mean()) if len(found) else nan

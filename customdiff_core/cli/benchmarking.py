@@ -1,0 +1,52 @@
+"""`customdiff lay-out` and `table`: a published benchmark's concepts as folders, and a measured table as text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from customdiff_core.cli.bars import console
+from customdiff_core.cli.machine import told
+
+START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
+
+
+def lay_out(
+    source: Annotated[list[Path], typer.Argument(help="JSON lists of concepts, and of pairs, as they are published.")],
+    name: Annotated[str, typer.Option(help="Of the protocol that is written.")] = "customconcept101",
+    into: Annotated[Path | None, typer.Option(help="The data folder; by default the project's.")] = None,
+    initializer: Annotated[str, typer.Option(help="The rare token that each V* starts from.")] = "ktn",
+) -> None:
+    """Write published concepts as folders of data/concepts, their pairs' prompts, and a protocol of all of them."""
+    from customdiff_core.published import lay_out_protocol
+    from customdiff_core.settings import Settings
+
+    with told():
+        for path in lay_out_protocol(source, into or Settings().data, name, initializer):
+            console.print(str(path), markup=False)
+
+
+def table(
+    protocol: Annotated[str, typer.Argument(help="A file of data/protocols.")] = "openmoji-nightly",
+    readme: Annotated[
+        Path | None, typer.Option(help="A file in which the table between its two marks is renewed.")
+    ] = None,
+) -> None:
+    """Write the newest benchmark's table as Markdown, from benchmark.parquet and the scores behind it."""
+    from customdiff_core.artifacts import Store
+    from customdiff_core.benchmark.report import markdown, night_of
+    from customdiff_core.errors import ConfigError
+
+    with told():
+        store = Store()
+        newest = store.newest("benchmark", protocol=protocol)
+        text = f"Night of {night_of(newest, store)}, protocol `{protocol}`:\n\n{markdown(newest, store)}"
+        if readme is None:
+            console.print(text, markup=False, soft_wrap=True)
+            return
+        before, found, rest = readme.read_text(encoding="utf-8").partition(START)
+        _, closed, after = rest.partition(END)
+        if not found or not closed:
+            raise ConfigError(f"{readme}: found no {START} ... {END}, need both marks around the table; add them")
+        readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+        console.print(f"{readme}: renewed", markup=False)

@@ -1,0 +1,71 @@
+"""The encoders that evaluate, loaded when something new must be embedded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from customdiff_core import images, recipes, stages
+from customdiff_core.artifacts import Store
+from customdiff_core.config import Runtime
+from customdiff_core.errors import EvaluationError
+from customdiff_core.evaluation.dino import Dino
+from customdiff_core.evaluation.embeddings import embedded
+from customdiff_core.profiles import Profile
+from customdiff_core.recipes import Recipe
+from customdiff_core.retrieval.encoder import Encoder, Vectors
+from customdiff_core.weights import encoder_digest, vision_digest
+
+
+@dataclass
+class Judge:
+    """The evaluation CLIP, and DINO where the profile has one; what they have seen before comes from the store."""
+
+    profile: Profile
+    store: Store
+    runtime: Runtime
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The CLIP itself."""
+        return Encoder(self.profile.judge, self.runtime.device)
+
+    @cached_property
+    def dino(self) -> Dino:
+        """The ViT itself.
+
+        Raises:
+            EvaluationError: if the profile has none.
+        """
+        if self.profile.dino is None:
+            raise EvaluationError(
+                f"profile {self.profile.name}: found no DINO encoder, need one; give it as model.dino"
+            )
+        return Dino(self.profile.dino, self.runtime.device)
+
+    def images(self, data: Sequence[bytes]) -> Vectors:
+        """Embed encoded images with CLIP: (N, D)."""
+        recipe = stages.embeddings(encoder_digest(self.profile.judge))
+        return self._images(data, recipe, lambda: self.encoder)
+
+    def dino_images(self, data: Sequence[bytes]) -> Vectors:
+        """Embed encoded images with DINO: (N, D)."""
+        source = self.profile.dino
+        digest = vision_digest(source) if source else ""
+        return self._images(data, stages.vision_embeddings(digest), lambda: self.dino)
+
+    def texts(self, texts: Sequence[str]) -> Vectors:
+        """Embed texts with CLIP: (N, D)."""
+        names = [recipes.digest_of(["text", text]) for text in texts]
+        recipe = stages.embeddings(encoder_digest(self.profile.judge))
+        return embedded(
+            names, recipe, lambda places: self.encoder.texts([texts[place] for place in places]), store=self.store
+        )
+
+    def _images(self, data: Sequence[bytes], recipe: Recipe, encoder: Callable[[], Encoder | Dino]) -> Vectors:
+        names = [images.digest(one) for one in data]
+        return embedded(
+            names,
+            recipe,
+            lambda places: encoder().images([images.decode(data[place], names[place]) for place in places]),
+            store=self.store,
+        )

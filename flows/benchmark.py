@@ -1,0 +1,55 @@
+"""Flow `benchmark`: the paper's table, measured; every method on the same concepts, prompts and noise.
+
+prefect deployment run benchmark/quick      # a look at whether all of it works
+prefect deployment run benchmark/nightly    # on a schedule; each night trains anew, and is compared with the nights before
+"""
+
+from datetime import date
+from typing import Any
+
+from prefect import flow, unmapped
+from prefect.task_runners import ThreadPoolTaskRunner
+
+import tasks.benchmark
+from customdiff_core.artifacts import Artifact
+from customdiff_core.benchmark.cells import plan
+from customdiff_core.config import IndexConfig
+from customdiff_core.settings import Settings
+from flows.build_index import indexed
+from flows.options import BenchmarkOptions, ModelOptions
+from tasks import publish
+
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=Settings().benchmark_workers)
+
+
+@flow(name="benchmark", flow_run_name="benchmark-{protocol}", task_runner=RUNNER)
+def benchmark(
+    protocol: str = "openmoji-quick",
+    night: date | None = None,
+    change: BenchmarkOptions = BenchmarkOptions(),
+    model: ModelOptions = ModelOptions(),
+) -> Artifact:
+    """Measure every row of the table for every concept, and say which of the paper's claims hold.
+
+    Args:
+        protocol: a file of data/protocols.
+        night: whose training seeds; empty takes the date (UTC) at which the run was to start.
+        change: what differs from the protocol.
+        model: the base model.
+    """
+    profile, runtime = model.resolve(), model.runtime
+    chosen, when = change.resolve(protocol), night or tasks.benchmark.scheduled_night()
+    index = indexed(profile, IndexConfig(), runtime)
+
+    cells = plan(chosen, when)
+    futures = tasks.benchmark.measure.map(
+        list(cells), unmapped(chosen), unmapped(index), unmapped(profile), unmapped(runtime)
+    )
+    outcomes = tuple(tasks.benchmark.outcome(cell, future) for cell, future in zip(cells, futures, strict=True))
+
+    before = tasks.benchmark.before(chosen, when)
+    table = tasks.benchmark.tabulate(outcomes, chosen, when, before, profile)
+    page = tasks.benchmark.report(table, chosen, profile)
+    publish.benchmarked(table, page, chosen)
+    tasks.benchmark.announce(table, chosen, when)
+    return table

@@ -1,0 +1,94 @@
+"""Tasks of the benchmark: a cell each, the night's table, its page; and which night a run belongs to."""
+
+from datetime import UTC, date, datetime
+
+from prefect import task
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+
+from customdiff_core import stages
+from customdiff_core.artifacts import Artifact
+from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.outcomes import Outcome
+from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.config import Runtime
+from customdiff_core.profiles import Profile
+from tasks.caching import stage
+from tasks.publish import progress
+from tasks.slots import gpu_slot
+from tasks.stores import store
+
+OUTSIDE, INCOMPLETE = "customdiff.benchmark.outside", "customdiff.benchmark.incomplete"
+
+
+@task(name="measure", task_run_name="{cell.name}", **stage(stages.cell))
+def measure(cell: Cell, protocol: Protocol, index: Artifact | None, profile: Profile, runtime: Runtime) -> Artifact:
+    """Train and measure one cell, while holding the GPU slot; what other cells or nights made is taken from the store."""
+    from customdiff_core.benchmark.measure import measure as run
+
+    with gpu_slot(), progress("benchmark-cell", cell.name) as tell:
+        return run(cell, protocol, index, profile, store=store(), runtime=runtime, tell=lambda name: tell)
+
+
+@task(name="tabulate", **stage(stages.benchmark))
+def tabulate(
+    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Artifact | None, profile: Profile
+) -> Artifact:
+    """Write the night's table, with all nights before."""
+    from customdiff_core.benchmark.tabulate import tabulate as run
+
+    return run(outcomes, protocol, night, before, profile, store=store())
+
+
+@task(name="report-benchmark", **stage(stages.report_benchmark))
+def report(benchmark: Artifact, protocol: Protocol, profile: Profile) -> Artifact:
+    """Write the night's page."""
+    from customdiff_core.benchmark.report import report as run
+
+    return run(benchmark, protocol, profile, store=store())
+
+
+def outcome(cell: Cell, future: PrefectFuture[Artifact]) -> Outcome:
+    """Wait for a cell; one that failed says why, and leaves the others standing."""
+    future.wait()
+    if future.state.is_completed():
+        return Outcome(cell=cell, made=future.result())
+    error = future.state.result(raise_on_failure=False)
+    said = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(future.state.message)
+    return Outcome(cell=cell, error=said)
+
+
+def scheduled_night() -> date:
+    """The UTC date at which this run was first to start: the same when it is retried, however late it is."""
+    if not flow_run.id:
+        return datetime.now(UTC).date()
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(flow_run.id)
+    moments = [state.state_details.scheduled_time or state.timestamp for state in states]
+    return min(moments, default=datetime.now(UTC)).astimezone(UTC).date()
+
+
+def before(protocol: Protocol, night: date) -> Artifact | None:
+    """The benchmark of the night before."""
+    from customdiff_core.benchmark.history import previous
+
+    return previous(protocol.name, night, store())
+
+
+def announce(benchmark: Artifact, protocol: Protocol, night: date) -> None:
+    """Fire a Prefect event when a figure of the night lies outside its limits, and one when cells failed."""
+    from customdiff_core.benchmark.drift import outside
+    from customdiff_core.benchmark.history import failed
+
+    here = store()
+    found = {OUTSIDE: outside(benchmark, night, here), INCOMPLETE: failed(benchmark, night, here)}
+    resource = {
+        "prefect.resource.id": f"customdiff.benchmark.{protocol.name}",
+        "prefect.resource.name": f"benchmark {protocol.name}",
+    }
+    run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
+    for event, what in found.items():
+        if what:
+            emit_event(event, resource=resource, related=[run], payload={"night": night.isoformat(), "what": what})

@@ -1,0 +1,168 @@
+"""Figures, differences, claims and drift, from scores that are known."""
+
+from datetime import date, timedelta
+from math import isnan
+
+import numpy as np
+import pytest
+
+from customdiff_core.artifacts import Store
+from customdiff_core.benchmark.claims import Wanted, overall
+from customdiff_core.benchmark.drift import FALSE_ALARMS, limits, outside
+from customdiff_core.benchmark.history import failed, previous
+from customdiff_core.benchmark.summary import Figure
+from customdiff_core.errors import EvaluationError
+
+from .conftest import NIGHT, PROTOCOL, ROWS, Night, read
+
+BETTER = {("custom-diffusion", "text_alignment"): 0.8, ("dreambooth", "kid"): 2.0, ("joint", "text_alignment"): 0.9}
+
+
+def verdict(store: Store, benchmark, claim: str) -> str:
+    found = read(store, benchmark, "claims").set_index("claim")["verdict"]
+    return found[claim] if isinstance(found[claim], str) else found[claim].iloc[0]
+
+
+def test_a_row_a_cell_a_night_and_the_papers_figures_beside(store: Store, night: Night) -> None:
+    one = night()
+    cells = read(store, one, "benchmark")
+    assert set(cells["row"]) == set(ROWS)
+    assert len(cells) == one.rows
+    assert cells.loc[cells["row"] == "dreambooth", "paper_kid"].eq(32.53).all()
+    second = read(store, night(NIGHT + timedelta(days=1)), "benchmark")
+    assert second["night"].value_counts().to_dict() == {"2026-03-01": len(cells), "2026-03-02": len(cells)}
+
+
+def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night) -> None:
+    night()
+    second = night(NIGHT + timedelta(days=1))
+    assert night(NIGHT + timedelta(days=1)) == second
+    assert previous("handmade", NIGHT + timedelta(days=1), store) == night()
+    assert previous("handmade", NIGHT, store) is None
+    assert previous("other", NIGHT + timedelta(days=9), store) is None
+
+
+def test_intervals_say_what_is_real_and_what_is_not(store: Store, night: Night) -> None:
+    one = night(levels=BETTER)
+    differences = read(store, one, "differences").set_index(["metric", "row", "against"])
+    real = differences.loc[("text_alignment", "textual-inversion", "custom-diffusion")]
+    assert real["high"] < 0
+    assert real["value"] == pytest.approx(-0.3, abs=0.05)
+    none = differences.loc[("text_alignment", "textual-inversion", "dreambooth")]
+    assert none["low"] < 0 < none["high"]
+    assert none["high"] - none["low"] < 0.15  # pairing takes out the prompts, whose spread is 0.3
+    assert (real["concepts"], real["trainings"], real["prompts"], real["seeds"]) == (3, 1, 4, 3)
+    assert verdict(store, one, "words") == "holds"
+    assert verdict(store, one, "forgetting") == "holds"
+    assert verdict(store, one, "share") == "holds"
+    assert verdict(store, one, "regularization") == "cannot be told at this n"
+
+
+def test_a_claim_that_is_false_does_not_hold(store: Store, night: Night) -> None:
+    one = night(levels={("textual-inversion", "text_alignment"): 0.9, ("custom-diffusion", "kid"): 3.0})
+    assert verdict(store, one, "words") == "does not hold"
+    assert verdict(store, one, "forgetting") == "does not hold"
+
+
+def test_a_claim_of_several_differences_needs_them_all() -> None:
+    assert overall(["holds", "holds"]) == "holds"
+    assert overall(["holds", "cannot be told at this n"]) == "cannot be told at this n"
+    assert overall(["holds", "not measured", "cannot be told at this n"]) == "not measured"
+    assert overall(["not measured", "does not hold", "holds"]) == "does not hold"
+
+
+def test_one_training_of_one_concept_says_nothing_about_trainings() -> None:
+    test = Wanted("text_alignment", "joint", "merged")
+    assert (
+        test.verdict(Figure(0.5, 0.4, 0.6, concepts=1, trainings=1, prompts=9, seeds=9)) == "cannot be told at this n"
+    )
+    assert test.verdict(Figure(0.5, 0.4, 0.6, concepts=1, trainings=2, prompts=9, seeds=9)) == "holds"
+    assert Wanted("kid", "joint", "merged", lower=True).verdict(Figure(0.5, 0.4, 0.6, 3, 1, 9, 9)) == "does not hold"
+    assert test.verdict(None) == "not measured"
+
+
+def test_a_protocol_too_short_gives_figures_and_no_verdicts(store: Store, night: Night) -> None:
+    one = night(levels=BETTER, protocol=PROTOCOL.model_copy(update={"verdicts": False}))
+    found = read(store, one, "claims")
+    assert set(found["verdict"]) == set(found["test"]) == {"too short to tell"}
+    assert found["value"].notna().all()
+
+
+def test_nights_of_equal_settings_are_further_trainings(store: Store, night: Night) -> None:
+    single = read(store, night(), "table").set_index(["row", "metric"])
+    for number in (1, 2):
+        last = night(NIGHT + timedelta(days=number))
+    table = read(store, last, "table").set_index(["row", "metric"])
+    found = table.loc[("joint", "text_alignment")]
+    assert (found["trainings"], found["concepts"]) == (3, 2)
+    assert table.loc[("base", "text_alignment"), "trainings"] == 1  # the same cell every night
+    assert not isnan(found["last_night"])
+    assert isnan(single.loc[("joint", "text_alignment"), "last_night"])
+    changed = night(NIGHT + timedelta(days=3), levels={("base", "kid"): 7.0})
+    assert (
+        read(store, changed, "table").set_index(["row", "metric"]).loc[("joint", "text_alignment")]["trainings"] == 1
+    )  # other settings, other trainings
+
+
+def test_the_same_method_with_other_seeds_differs_within_the_intervals(store: Store, night: Night) -> None:
+    """The noise floor: rows of one true level, told apart by no more than chance."""
+    told, all_ = 0, 0
+    for number in range(4):
+        one = night(
+            date(2026, 1, 1) + timedelta(days=40 * number), protocol=PROTOCOL.model_copy(update={"name": f"n{number}"})
+        )
+        found = read(store, one, "differences").query("metric == 'text_alignment'")
+        told += int(((found["low"] > 0) | (found["high"] < 0)).sum())
+        all_ += len(found)
+    assert told / all_ < 0.08
+
+
+def test_a_failed_cell_leaves_the_rest_and_says_why(store: Store, night: Night) -> None:
+    one = night(levels=BETTER, failing=("custom-diffusion",))
+    cells = read(store, one, "benchmark")
+    lost = cells[cells["status"] == "failed"]
+    assert lost["row"].tolist() == ["custom-diffusion"]
+    assert lost["error"].str.startswith("TrainingError: ").all()
+    # Its first cell is of the curve; the table has the row all the same.
+    table = read(store, one, "table").set_index(["row", "metric"])
+    assert table.loc[("custom-diffusion", "text_alignment"), "concepts"] == 3
+    assert failed(one, NIGHT, store) == [f"custom-diffusion, cat, seed 2026030100: {lost['error'].iloc[0]}"]
+
+
+def test_a_night_without_any_cell_is_refused(store: Store, night: Night) -> None:
+    protocol = PROTOCOL.model_copy(update={"rows": ("joint",), "concepts": (), "together": PROTOCOL.together[:1]})
+    with pytest.raises(
+        EvaluationError, match=r"benchmark: found no cell that was measured \(TrainingError: .*need one"
+    ):
+        night(protocol=protocol, failing=("joint",))
+
+
+def test_a_night_outside_its_limits_is_found_and_others_are_not(store: Store, night: Night) -> None:
+    for number in range(4):
+        one = night(NIGHT + timedelta(days=number))
+        assert outside(one, NIGHT + timedelta(days=number), store) == []
+    day = NIGHT + timedelta(days=4)
+    broken = night(day, levels={("joint", "text_alignment"): -4.0})
+    found = outside(broken, day, store)
+    assert len(found) == 1
+    assert found[0].startswith("Custom Diffusion, joint: Text alignment -")
+    assert "base" not in set(read(store, broken, "drift")["row"])
+
+
+def test_the_limits_raise_a_false_alarm_as_seldom_as_they_say() -> None:
+    rng, charts, nights = np.random.default_rng(0), 10, 4000
+    alarms = 0
+    for _ in range(nights):
+        values = rng.normal(0, 1, (charts, 6))
+        ends = [limits(one[:5].tolist(), charts) for one in values]
+        alarms += any(value < low or value > high for (low, high), value in zip(ends, values[:, 5], strict=True))
+    assert FALSE_ALARMS / 2 < alarms / nights < 2 * FALSE_ALARMS
+    assert all(map(isnan, limits([1.0, 2.0], 1)))
+
+
+def test_the_curve_has_this_nights_trainings_on_their_way(store: Store, night: Night) -> None:
+    night()
+    found = read(store, night(NIGHT + timedelta(days=1)), "curve")
+    assert set(found["concepts"]) == {"cat"}
+    assert set(found["seed"]) == {2026030200}
+    assert all(part.tolist() == [0.5, 1.0] for _, part in found.groupby("row")["share"])

@@ -1,0 +1,156 @@
+"""One cell, really: on the embedded model, in a few steps."""
+
+from datetime import date
+
+import numpy as np
+import pytest
+
+from customdiff_core import delta as deltas
+from customdiff_core import stages, tables
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.benchmark import rows
+from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.costs import costs, involved, unet_numbers
+from customdiff_core.benchmark.measure import measure, training
+from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.config import AugmentConfig, RetrieveConfig, Runtime, SampleConfig
+from customdiff_core.errors import ConceptError, ConfigError, MergeError
+from customdiff_core.finetuning.components import load_components
+from customdiff_core.merging.join import join
+from customdiff_core.profiles import Profile
+
+PROTOCOL = Protocol(
+    name="tiny",
+    concepts=("cat",),
+    share=0.004,
+    prompts=2,
+    prompts_together=2,
+    seeds=2,
+    kid_images=8,
+    kid_subset_size=6,
+    sample=SampleConfig(steps=2, guidance_scale=4),
+)
+RUNTIME = Runtime(device="cpu")
+NIGHT = date(2026, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def profile(chain) -> Profile:
+    """The embedded one, with few views and regularization images."""
+    return chain.profile.model_copy(
+        update={"retrieve": RetrieveConfig(count=12, candidates=40), "augment": AugmentConfig(resolution=64, views=8)}
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_index(chain):
+    """The chain's small index stands for the large one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("customdiff_core.pipeline.Pipeline.index", lambda self: chain.index)
+        yield
+
+
+def run(chain, profile: Profile, row: str, *concepts: str, seed: int = 1) -> Artifact:
+    cell = Cell(row=row, concepts=concepts, seed=seed)
+    return measure(cell, PROTOCOL, chain.index, profile, store=chain.store, runtime=RUNTIME)
+
+
+def source(chain, cell: Artifact, name: str) -> Artifact:
+    found = {one.pop("name"): one for one in tables.records(tables.read(chain.store, cell, "sources"))}
+    return Artifact.model_validate(found[name])
+
+
+def test_a_cell_has_its_scores_figures_and_costs(chain, profile: Profile) -> None:
+    one = run(chain, profile, "custom-diffusion", "cat")
+    measures = tables.read(chain.store, one, "measures").set_index("metric")
+    assert {"text_alignment", "image_alignment_training", "image_alignment_held_out", "kid"} <= set(measures.index)
+    scores = tables.read(chain.store, one, "scores")
+    text = scores[scores["metric"] == "text_alignment"]
+    assert measures.loc["text_alignment", "value"] == pytest.approx(text["value"].mean())
+    assert len(text) == 4
+    assert (scores["metric"] == "kid").sum() == 8
+    spent = tables.read(chain.store, one, "costs").iloc[0]
+    assert 0 < spent["trained_share"] < 0.06
+    assert spent["memory"] > 1e8
+    assert spent["bytes"] == (chain.store.path(source(chain, one, "delta")) / deltas.FILE).stat().st_size
+
+
+def test_rows_draw_the_same_prompts_from_the_same_noise_and_share_what_they_can(chain, profile: Profile) -> None:
+    first, second = (run(chain, profile, row, "cat") for row in ("custom-diffusion", "textual-inversion"))
+    asked = [
+        tables.read(chain.store, source(chain, one, "samples"), "samples")[["prompt", "seed"]]
+        for one in (first, second)
+    ]
+    assert asked[0].equals(asked[1])
+    assert source(chain, first, "validation") == source(chain, second, "validation")
+
+
+def test_other_seeds_are_other_trainings_of_equal_settings_and_the_base_model_has_none(chain, profile: Profile) -> None:
+    keys = [
+        [
+            stages.cell(Cell(row=row, concepts=("cat",), seed=seed), PROTOCOL, chain.index, profile).key
+            for seed in (1, 2)
+        ]
+        for row in ("custom-diffusion", "base")
+    ]
+    assert keys[0][0] != keys[0][1]
+    assert keys[1][0] == keys[1][1]
+
+
+def test_every_row_of_the_table_that_learns_knows_its_words(chain, profile: Profile) -> None:
+    for name in ("textual-inversion-together", "sequential", "merged", "joint"):
+        one = run(chain, profile, name, "cat", "dog")
+        delta = deltas.load(chain.store.path(source(chain, one, "delta")) / deltas.FILE)
+        assert set(delta.tokens) == {"<teal-cat>", "<purple-dog>"}, name
+        assert bool(delta.names) == (name != "textual-inversion-together")
+        assert "image_alignment_2" in set(tables.read(chain.store, one, "scores")["metric"])
+
+
+def test_the_ablation_changes_nothing_but_the_regularization(profile: Profile) -> None:
+    plain, without = (
+        training(Cell(row=row, concepts=("cat",), seed=3), PROTOCOL, profile)
+        for row in ("custom-diffusion", "unregularized")
+    )
+    changed = {name for name, value in plain if getattr(without, name) != value}
+    assert changed == {"prior_weight"}
+    assert without.prior_weight == 0
+    assert plain.steps == round(profile.finetune.steps * PROTOCOL.share)
+    assert plain.seed == 3
+
+
+def test_costs_are_counted_with_everything_that_a_model_was_made_from(chain, profile: Profile) -> None:
+    merged = source(chain, run(chain, profile, "merged", "cat", "dog"), "delta")
+    parts = involved(merged, chain.store)
+    assert len(parts) == 3
+    seconds = sum(float(tables.read(chain.store, one, "history")["seconds"].sum()) for one in parts if one != merged)
+    found = costs(merged, profile, chain.store, 2)
+    assert found["seconds"] == pytest.approx(seconds + chain.store.manifest(merged).seconds)
+    unet = load_components(profile.model).unet
+    assert unet_numbers(profile) == sum(one.numel() for one in unet.parameters())
+    trained = deltas.load(chain.store.path(merged) / deltas.FILE).weights
+    assert found["trained_share"] == sum(one.numel() for one in trained.values()) / unet_numbers(profile)
+
+
+def test_only_tokens_can_be_joined(chain, profile: Profile, store: Store) -> None:
+    with pytest.raises(
+        MergeError, match=r"join: found \d+ changed weights, need tokens of different names alone; merge"
+    ):
+        join((chain.delta,), profile, store=chain.store)
+    one = source(chain, run(chain, profile, "textual-inversion", "cat"), "delta")
+    with pytest.raises(MergeError, match="join: found <teal-cat> twice"):
+        join((one, one), profile, store=chain.store)
+
+
+def test_what_cannot_be_measured_says_why(chain, profile: Profile) -> None:
+    with pytest.raises(ConceptError, match="concept: found 'catt'"):
+        run(chain, profile, "custom-diffusion", "catt")
+    wide = PROTOCOL.model_copy(update={"prompts": 99})
+    with pytest.raises(ConfigError, match="prompts of cat: found 20, need the 99 of protocol tiny"):
+        measure(
+            Cell(row="base", concepts=("cat",), seed=1), wide, chain.index, profile, store=chain.store, runtime=RUNTIME
+        )
+
+
+def test_every_row_is_one_that_can_be_measured() -> None:
+    assert {row.way for row in rows.ROWS.values()} == {"base", "alone", "apart", "joint", "sequential", "merge"}
+    assert np.isfinite([value for row in rows.ROWS.values() for value in row.paper.values()]).all()

@@ -1,0 +1,85 @@
+"""The page: everything on it, escaped, and nothing that it asks for."""
+
+import re
+from datetime import timedelta
+
+import pytest
+
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.benchmark.report import markdown, render, report
+from customdiff_core.profiles import Profile
+
+from ...handmade import EVIL
+from .conftest import NIGHT, PROTOCOL, ROWS, tabulated
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory, openmoji: Profile) -> tuple[Store, Artifact]:
+    """The fifth of five nights: something holds, something does not, something failed, something left its limits."""
+    store = Store(tmp_path_factory.mktemp("nights"), producer="test")
+    for number in range(4):
+        tabulated(store, openmoji, NIGHT + timedelta(days=number))
+    levels = {("custom-diffusion", "text_alignment"): 0.8, ("joint", "text_alignment"): -4.0}
+    return store, tabulated(store, openmoji, NIGHT + timedelta(days=4), levels, ("dreambooth",))
+
+
+@pytest.fixture(scope="module")
+def page(told: tuple[Store, Artifact], openmoji: Profile) -> str:
+    return render(told[1], PROTOCOL, openmoji, told[0])
+
+
+def words(page: str) -> str:
+    return " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL).split())
+
+
+def test_it_says_the_claims_with_their_verdicts_and_the_papers_figures(page: str) -> None:
+    text = words(page)
+    assert "Custom Diffusion follows the words of a prompt better than Textual Inversion. Holds." in text
+    assert "joint training is the best in text alignment and in image alignment. Does not hold." in text
+    assert "paper 0.827" in text
+    assert "paper +0.125" in text
+    assert "n = 3 × 1" in text
+    assert "5 nights so far, from 2026-03-01" in text
+
+
+def test_it_says_what_failed_and_what_lies_outside(page: str) -> None:
+    text = words(page)
+    assert "1 cells could not be measured" in text
+    assert "DreamBooth, cat, seed 2026030500" in text
+    assert re.search(r"Outside the limits of the nights before: .*Custom Diffusion, joint: Text alignment −3\.", text)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert EVIL not in page
+
+
+def test_it_has_every_row_its_pictures_charts_and_costs(page: str) -> None:
+    assert page.count("<img ") == 2 + 1 + 3 + len(re.findall(r'alt="[a-z+]+, [^"]+"', page))
+    assert len(re.findall(r'alt="cat, ', page)) == 6
+    assert len(re.findall(r'alt="cat\+dog, ', page)) == len(ROWS) - 6
+    assert "2.20 %" in words(page)
+
+
+def test_it_asks_nobody_for_anything(page: str) -> None:
+    body = page.replace("http://evil.example", "")
+    assert "://" not in body
+    assert all(uri.startswith("data:image/webp;base64,") for uri in re.findall(r'src="([^"]*)"', page))
+    assert "default-src 'none'" in page
+    assert len(page.encode()) < 4_000_000
+
+
+def test_the_stage_writes_it_once(told: tuple[Store, Artifact], page: str, openmoji: Profile) -> None:
+    store, benchmark = told
+    made = report(benchmark, PROTOCOL, openmoji, store=store)
+    assert (store.path(made) / "report.html").read_text() == page
+    assert report(benchmark, PROTOCOL, openmoji, store=store) == made
+
+
+def test_the_readmes_table_has_every_row_with_interval_and_paper(told: tuple[Store, Artifact]) -> None:
+    lines = markdown(told[1], told[0]).splitlines()
+    assert lines[0].startswith("| | Text alignment | paper | Image alignment | paper | KID × 10³ | paper |")
+    assert {line.count("|") for line in lines[: len(ROWS) + 2]} == {9}
+    joint = next(line for line in lines if line.startswith("| Custom Diffusion, joint"))
+    assert re.match(
+        r"\| Custom Diffusion, joint \| −3\.\d+ \(.+ to .+\) \| 0\.801 \| .+ \| 0\.706 \|  \|  \| 2 × 1 \|", joint
+    )
+    assert "| Custom Diffusion follows the words of a prompt better than Textual Inversion. | holds |" in lines

@@ -1,0 +1,149 @@
+"""`benchmark/quick`, really and small: killed and started again, with a cell that fails, on two nights, and its page."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from customdiff_core import tables
+from customdiff_core.artifacts import Artifact
+
+from .conftest import REPOSITORY, Stack
+from .test_browser import CHROMIUM, FLAGS, NEEDED
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+BROKEN = "no-such-concept"
+SMALL: dict[str, Any] = {
+    "protocol": "openmoji-quick",
+    "night": "2026-03-01",
+    "change": {
+        "concepts": ["cat", BROKEN],
+        "together": [{"concepts": ["cat", "dog"]}],
+        "rows": ["base", "textual-inversion", "custom-diffusion", "textual-inversion-together", "merged"],
+        "share": 0.02,
+        "prompts": 2,
+        "prompts_together": 2,
+        "seeds": 2,
+        "sample": {"steps": 2},
+        "kid_images": 12,
+        "kid_subset_size": 6,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def first(stack: Stack) -> dict[str, Any]:
+    """A night killed with -9 once some of its cells are done, and started again."""
+    run = stack.start("benchmark/quick", **SMALL)
+    deadline = time.monotonic() + 200
+    while len(list(stack.store.manifests("cell"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for process in stack.engines(run):
+        process.kill()
+    stack.wait(run, {"CRASHED"})
+    return stack.run("benchmark/quick", **SMALL)
+
+
+def night_of(stack: Stack, run: str) -> Artifact:
+    return next(one.artifact for one in stack.store.manifests("benchmark") if run in one.producer)
+
+
+def test_started_again_it_does_only_what_is_missing_and_names_the_cells_that_fail(
+    stack: Stack, first: dict[str, Any]
+) -> None:
+    cells = tables.read(stack.store, night_of(stack, first["id"]), "benchmark")
+    lost = cells[cells["status"] == "failed"]
+    assert set(lost["concepts"]) == {BROKEN}
+    assert len(lost) == 3
+    assert lost["error"].str.startswith("ConceptError: concept: found 'no-such-concept', need one of cat").all()
+    assert set(cells.loc[cells["status"] == "measured", "concepts"]) == {"cat", "cat+dog"}
+    again = [one for one in stack.store.manifests("cell") if first["id"] in one.producer]
+    assert 0 < len(again) <= 3  # of five: the rest is the killed run's
+    tasks = stack.post("task_runs/filter", {"flow_runs": {"id": {"any_": [first["id"]]}}})
+    states = [task["state_name"] for task in tasks if "seed 2026030100" in task["name"]]
+    assert states.count("Cached") == 5 - len(again)
+    assert states.count("Failed") == 3
+    shown = stack.artifacts(first["id"])["benchmark-openmoji-quick"]
+    assert r"not measured: base\, no\-such\-concept" in shown
+    assert "too short to tell" in shown
+
+
+def test_an_unbroken_night_has_the_same_figures(stack: Stack, first: dict[str, Any]) -> None:
+    broken = night_of(stack, first["id"])
+    before = tables.read(stack.store, broken, "table")
+    mine = [one.artifact for one in stack.store.manifests("cell") if one.recipe.labels["protocol"] == "openmoji-quick"]
+    trained = [one.artifact for one in stack.store.manifests("delta") if one.recipe.config.get("seed") == 2026030100]
+    for one in (*mine, *trained, broken):
+        shutil.rmtree(stack.store.path(one))
+    for kind in ("delta", "embeddings"):
+        shutil.rmtree(stack.store.root / "checkpoints" / kind)
+    run = stack.run("benchmark/quick", **SMALL)
+    after = tables.read(stack.store, night_of(stack, run["id"]), "table")
+    same = [table[~table["metric"].isin(["seconds", "memory"])].reset_index(drop=True) for table in (before, after)]
+    assert same[0].equals(same[1])
+
+
+def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(stack: Stack, first: dict[str, Any]) -> None:
+    tonight = {name: value for name, value in SMALL.items() if name != "night"}
+    run = stack.run("benchmark/quick", **tonight)
+    table = night_of(stack, run["id"])
+    date = str(run["expected_start_time"])[:10]
+    cells = tables.read(stack.store, table, "benchmark")
+    assert sorted(set(cells["night"])) == ["2026-03-01", date]
+    assert set(cells.loc[cells["night"] == date, "seed"]) == {int(date.replace("-", "") + "00")}
+    nights = tables.read(stack.store, table, "drift").groupby(["row", "metric"])["night"].nunique()
+    assert set(nights) == {2}
+    events = {"filter": {"event": {"name": ["customdiff.benchmark.incomplete"]}}}
+    deadline = time.monotonic() + 20
+    while not (found := stack.post("events/filter", events)["events"]):
+        assert time.monotonic() < deadline, "no event"
+        time.sleep(0.5)
+    assert found[0]["resource"]["prefect.resource.id"] == "customdiff.benchmark.openmoji-quick"
+    assert any("ConceptError" in one for one in found[0]["payload"]["what"])
+
+
+def test_the_schedule_makes_runs_and_the_automation_is_taken(stack: Stack) -> None:
+    nightly = stack.post("deployments/name/benchmark/nightly", method="GET")
+    wanted = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    deadline = time.monotonic() + 90
+    while not (scheduled := stack.post("flow_runs/filter", wanted)):
+        assert time.monotonic() < deadline, "no scheduled runs appeared"
+        time.sleep(1)
+    assert all(one["auto_scheduled"] for one in scheduled)
+    assert {one["expected_start_time"][11:16] for one in scheduled} == {"03:00"}
+    made = stack.command("prefect", "automation", "create", "--from-file", "deployments/automation-drift.yaml")
+    assert made.returncode == 0, made.stdout + made.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_fits_desktop_and_phone(
+    stack: Stack, first: dict[str, Any], tmp_path: Path, width: int, scheme: Any
+) -> None:
+    if CHROMIUM is None:
+        pytest.skip(NEEDED)
+    from playwright.sync_api import sync_playwright
+
+    report = stack.store.newest("report", protocol="openmoji-quick")
+    requested: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("request", lambda request: requested.append(request.url))
+        page.goto(f"{stack.files_url}/report/{report.key}/report.html")
+        page.get_by_text("The paper’s table, measured on").first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)")
+        chosen = os.environ.get("CUSTOMDIFF_SCREENSHOTS")
+        picture = (REPOSITORY / chosen if chosen else tmp_path) / f"benchmark-{width}.png"
+        page.screenshot(path=picture)
+        browser.close()
+    assert picture.stat().st_size > 10_000
+    assert [url for url in requested if not url.startswith((stack.files_url, "data:"))] == []
