@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from customdiff_core import stages, tables
+from customdiff_core import images, stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
@@ -19,6 +19,7 @@ from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
+from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.sampling import generate
 
 SUBJECTS = ("base", "customized")
