@@ -87,6 +87,11 @@ class Stack:
             time.sleep(0.5)
         pytest.fail(f"flow run {run} was not {states} after {seconds} s")
 
+    def newest_run(self) -> dict[str, Any]:
+        """The flow run that started last; what a schedule has only planned is none."""
+        started = {"flow_runs": {"start_time": {"is_null_": False}}}
+        return self.post("flow_runs/filter", started | {"sort": "START_TIME_DESC", "limit": 1})[0]
+
     def task_states(self, run: str) -> dict[str, str]:
         """The states' names by task, such as {"retrieve": "Cached"}."""
         tasks = self.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
