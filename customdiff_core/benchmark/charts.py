@@ -68,8 +68,16 @@ def trade_off(curve: pd.DataFrame) -> Figure:
 
 def _legend(figure: Figure) -> None:
     """Two columns above the chart, within its width."""
-    spacing: dict[str, float] = {"columnspacing": 1.0, "handletextpad": 0.3, "handlelength": 1.4}
-    figure.legend(frameon=False, labelcolor=figures.INK, fontsize=6.5, loc="outside upper left", ncols=2, **spacing)  # pyright: ignore[reportArgumentType]
+    figure.legend(
+        frameon=False,
+        labelcolor=figures.INK,
+        fontsize=6.5,
+        loc="outside upper left",
+        ncols=2,
+        columnspacing=1.0,
+        handletextpad=0.3,
+        handlelength=1.4,
+    )
 
 
 def control(drift: Any, metric: str) -> Figure:
