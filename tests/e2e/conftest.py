@@ -24,6 +24,7 @@ SMALL = {
         "prompts": ["a crying {}", "a {} on a red background", "a {} and a rocket"],
         "seeds": 2,
         "kid_images": 40,
+        "sample": {"steps": 8, "guidance_scale": 4},
     },
 }
 
@@ -49,7 +50,7 @@ class Stack:
             "CUSTOMDIFF_ALLOW_LOOPBACK": "true",  # the tests' web is this machine
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
-        self.api = httpx.Client(base_url=f"{self.ui_url}/api/", timeout=30)
+        self.api = httpx.Client(base_url=f"{self.ui_url}/api/", timeout=120)  # two cores have other work
 
     @property
     def store(self) -> Store:

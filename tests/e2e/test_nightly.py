@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
         "concepts": ["cat", BROKEN],
         "together": [{"concepts": ["cat", "dog"]}],
         "rows": ["base", "custom-diffusion", "merged"],
-        "share": 0.02,
+        "share": 0.005,
         "prompts": 2,
         "prompts_together": 2,
         "seeds": 2,
