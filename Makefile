@@ -6,7 +6,7 @@ STARTED := $(shell date +%s)
 WATCH := customize/cat
 
 export NO_ALBUMENTATIONS_UPDATE := 1
-export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 10000
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,8 @@ cat: up ## teach the model the concept cat, and print where the report is
 
 test: .venv/.installed ## unit, e2e and browser tests
 	@echo "set-up: $$(( $$(date +%s) - $(STARTED) )) s"
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest --ignore=tests/e2e --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	@$(PYTHON) -m pytest tests/e2e
 
 check: .venv/.installed ## format, lint, types and import directions
 	@.venv/bin/ruff format --check

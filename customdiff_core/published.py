@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from customdiff_core import images
+from customdiff_core.benchmark.protocol import load
 from customdiff_core.concepts import PLACEHOLDER
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError
@@ -28,13 +29,8 @@ TOKEN = re.compile(r"<[A-Za-z0-9_-]+>")
 PLACES = re.compile(r"\{\d?\}")  # {} for one concept; {0} and {1} for two
 
 
-# How CustomConcept101's figures were measured: the paper's sampler with 200 steps, 50 images a prompt.
-PUBLISHED: dict[str, Any] = {
-    "seeds": 50,
-    "sample": {"sampler": "ddim", "steps": 200, "guidance_scale": 6.0, "eta": 1.0, "batch_size": 8},
-    "kid_images": 500,
-    "kid_subset_size": 250,
-}
+# Of the paper's protocol: CustomConcept101's figures were measured as the paper's.
+PUBLISHED = {"seeds", "sample", "kid_images", "kid_subset_size"}
 
 
 class _Outside(BaseModel):
@@ -178,7 +174,8 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
         file.write_text("\n".join(pair.prompts) + "\n", encoding="utf-8")
         together.append({"concepts": names, "prompts": file.name})
         written.append(file)
-    content = PUBLISHED | {"concepts": [one.name for one in singles], "together": together}
+    measured = load("paper").model_dump(mode="json", include=PUBLISHED, exclude_unset=True)
+    content = measured | {"concepts": [one.name for one in singles], "together": together}
     content["prompts"] = min((len(one.prompts) for one in singles if one.prompts), default=1)
     content["prompts_together"] = min((len(pair.prompts) for pair in pairs), default=1)
     protocol.parent.mkdir(parents=True, exist_ok=True)

@@ -231,13 +231,19 @@ class EvaluateOptions(Frozen):
     )
     seeds: int | None = Field(default=None, ge=1, description="images a prompt; empty: the profile's")
     kid_images: int | None = Field(default=None, ge=3, description="held-out captions for KID; empty: the profile's")
+    sample: SampleConfig | None = Field(default=None, description="how images are drawn; empty: the profile's")
 
     def resolve(self, profile: Profile) -> EvaluateConfig:
         """The stage's settings."""
-        seeds = tuple(range(self.seeds)) if self.seeds else profile.evaluate.seeds
-        kid_images = self.kid_images or profile.evaluate.kid_images
-        subset = min(profile.evaluate.kid_subset_size, kid_images)
-        return profile.evaluate.model_copy(update={"seeds": seeds, "kid_images": kid_images, "kid_subset_size": subset})
+        usual = profile.evaluate
+        kid_images = self.kid_images or usual.kid_images
+        stated = {
+            "seeds": tuple(range(self.seeds)) if self.seeds else usual.seeds,
+            "kid_images": kid_images,
+            "kid_subset_size": min(usual.kid_subset_size, kid_images),
+            "sample": self.sample or usual.sample,
+        }
+        return usual.model_copy(update=stated)
 
     def together(self, count: int) -> tuple[str, ...]:
         """The prompts of several concepts: as stated, or those of data/prompts.

@@ -46,7 +46,7 @@ def scatter(table: pd.DataFrame, cells: Any, *, together: bool) -> Figure:
     axes.autoscale_view()
     axes.set_xlabel("text alignment")
     axes.set_ylabel("image alignment")
-    axes.legend(frameon=False, labelcolor=figures.INK, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    _legend(figure)
     return figure
 
 
@@ -62,8 +62,22 @@ def trade_off(curve: pd.DataFrame) -> Figure:
             axes.annotate(f"{point['share']:.0%}", place, fontsize=6, color=figures.INK, **offset)
     axes.set_xlabel("text alignment")
     axes.set_ylabel("image alignment")
-    axes.legend(frameon=False, labelcolor=figures.INK, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Two columns above the chart, within its width."""
+    figure.legend(
+        frameon=False,
+        labelcolor=figures.INK,
+        fontsize=6.5,
+        loc="outside upper left",
+        ncols=2,
+        columnspacing=1.0,
+        handletextpad=0.3,
+        handlelength=1.4,
+    )
 
 
 def control(drift: Any, metric: str) -> Figure:

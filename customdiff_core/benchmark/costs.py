@@ -14,8 +14,6 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.profiles import Profile
 from customdiff_core.weights import model_folder
 
-COSTS: tuple[str, ...] = ("seconds", "memory", "bytes", "trained_share")
-
 
 def costs(delta: Artifact, profile: Profile, store: Store, concepts: int) -> dict[str, float]:
     """Cost of one delta, with everything that it was made from.

@@ -14,7 +14,7 @@ from math import nan
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
@@ -30,7 +30,7 @@ def limits(before: Sequence[float], charts: int) -> tuple[float, float]:
     count = len(before)
     if count < NIGHTS:
         return nan, nan
-    quantile = float(stats.t.ppf(1 - FALSE_ALARMS / 2 / charts, count - 1))
+    quantile = float(stdtrit(count - 1, 1 - FALSE_ALARMS / 2 / charts))
     half = quantile * float(np.std(before, ddof=1)) * (1 + 1 / count) ** 0.5
     centre = float(np.mean(before))
     return centre - half, centre + half

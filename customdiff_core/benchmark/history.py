@@ -23,6 +23,7 @@ METRICS = {
     "image_alignment_2": "Image alignment, second concept",
 }
 PAPERS = ("text_alignment", "image_alignment_training", "kid")  # the metrics of the paper's table
+COSTS = ("seconds", "memory", "bytes", "trained_share")  # of a customized model
 LOWER_IS_BETTER = frozenset({"kid"})
 
 

@@ -15,14 +15,14 @@ from customdiff_core import concepts as concept_files
 from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark.cells import Cell
-from customdiff_core.benchmark.costs import COSTS, costs
+from customdiff_core.benchmark.costs import costs
+from customdiff_core.benchmark.history import COSTS
 from customdiff_core.benchmark.protocol import Protocol
-from customdiff_core.benchmark.summary import grid_of
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.alignment import Scores, image_alignment, nearest_similarity, text_alignment
-from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.intervals import crossed_interval, grid_of
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import jackknife, kid
 from customdiff_core.evaluation.together import fill

@@ -9,9 +9,8 @@ import pandas as pd
 from customdiff_core import figures, stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import charts, rows
-from customdiff_core.benchmark.costs import COSTS
 from customdiff_core.benchmark.drift import NIGHTS
-from customdiff_core.benchmark.history import KIND, METRICS, PAPERS
+from customdiff_core.benchmark.history import COSTS, KIND, METRICS, PAPERS
 from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.evaluation.results import Cell, number, template
 from customdiff_core.profiles import Profile

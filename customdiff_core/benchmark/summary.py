@@ -15,10 +15,9 @@ import pandas as pd
 from customdiff_core import tables
 from customdiff_core.artifacts import Store
 from customdiff_core.benchmark import rows
-from customdiff_core.benchmark.costs import COSTS
-from customdiff_core.benchmark.history import METRICS
+from customdiff_core.benchmark.history import COSTS, METRICS
 from customdiff_core.evaluation.alignment import Scores
-from customdiff_core.evaluation.intervals import pooled_interval
+from customdiff_core.evaluation.intervals import grid_of, pooled_interval
 
 
 @dataclass(frozen=True)
@@ -114,12 +113,6 @@ class Evidence:
             shaped.mean()
         )  # KID's value is torch-fidelity's, over random subsets; the interval's is exact
         return Figure(value, low + shift, high + shift, *shaped.shape)
-
-
-def grid_of(scores: pd.DataFrame) -> Scores:
-    """One metric's scores as (prompts, seeds)."""
-    ordered = scores.sort_values(["prompt_id", "seed"])
-    return ordered["value"].to_numpy(np.float64).reshape(len(set(ordered["prompt_id"])), -1)
 
 
 def _as_trainings(scores: Scores) -> Scores:

@@ -13,7 +13,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
 from customdiff_core.evaluation.identity import colours, recognised
-from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.intervals import crossed_interval, grid_of
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
@@ -164,10 +164,7 @@ def grids_of(scores: pd.DataFrame) -> Iterator[tuple[str, dict[str, npt.NDArray[
     for metric in scores.columns.difference(["prompt_id", "seed", "subject"], sort=False):
         yield (
             str(metric),
-            {
-                str(subject): part.pivot_table(index="prompt_id", columns="seed", values=metric).to_numpy()
-                for subject, part in scores.groupby("subject", sort=False)
-            },
+            {str(subject): grid_of(part, str(metric)) for subject, part in scores.groupby("subject", sort=False)},
         )
 
 

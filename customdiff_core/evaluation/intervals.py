@@ -11,9 +11,15 @@ and takes Student's t with Satterthwaite's degrees of freedom. A percentile boot
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import pandas as pd
+from scipy.special import stdtrit
 
 Scores = npt.NDArray[np.float64]
+
+
+def grid_of(scores: pd.DataFrame, column: str = "value") -> Scores:
+    """One column of a table with a row a prompt_id and seed, as (prompts, seeds)."""
+    return scores.pivot(index="prompt_id", columns="seed", values=column).to_numpy(np.float64)
 
 
 def crossed_interval(scores: Scores, confidence: float) -> tuple[float, float]:
@@ -62,7 +68,7 @@ def pooled_interval(scores: Scores, confidence: float) -> tuple[float, float]:
     if variance == 0:
         return mean, mean
     degrees = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    half = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * variance**0.5
+    half = float(stdtrit(degrees, 0.5 + confidence / 2)) * variance**0.5
     return mean - half, mean + half
 
 

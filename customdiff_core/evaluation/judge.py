@@ -10,7 +10,7 @@ from customdiff_core.config import Runtime
 from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.dino import Dino
 from customdiff_core.evaluation.embeddings import embedded
-from customdiff_core.profiles import Profile
+from customdiff_core.profiles import Profile, VisionSource
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.weights import encoder_digest, vision_digest
@@ -31,16 +31,16 @@ class Judge:
 
     @cached_property
     def dino(self) -> Dino:
-        """The ViT itself.
+        """The ViT itself."""
+        return Dino(self._dino_source, self.runtime.device)
 
-        Raises:
-            EvaluationError: if the profile has none.
-        """
+    @property
+    def _dino_source(self) -> VisionSource:
         if self.profile.dino is None:
             raise EvaluationError(
                 f"profile {self.profile.name}: found no DINO encoder, need one; give it as model.dino"
             )
-        return Dino(self.profile.dino, self.runtime.device)
+        return self.profile.dino
 
     def images(self, data: Sequence[bytes]) -> Vectors:
         """Embed encoded images with CLIP: (N, D)."""
@@ -48,10 +48,13 @@ class Judge:
         return self._images(data, recipe, lambda: self.encoder)
 
     def dino_images(self, data: Sequence[bytes]) -> Vectors:
-        """Embed encoded images with DINO: (N, D)."""
-        source = self.profile.dino
-        digest = vision_digest(source) if source else ""
-        return self._images(data, stages.vision_embeddings(digest), lambda: self.dino)
+        """Embed encoded images with DINO: (N, D).
+
+        Raises:
+            EvaluationError: if the profile has none.
+        """
+        recipe = stages.vision_embeddings(vision_digest(self._dino_source))
+        return self._images(data, recipe, lambda: self.dino)
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts with CLIP: (N, D)."""

@@ -24,6 +24,7 @@ SMALL = {
         "prompts": ["a crying {}", "a {} on a red background", "a {} and a rocket"],
         "seeds": 2,
         "kid_images": 40,
+        "sample": {"steps": 8, "guidance_scale": 4},
     },
 }
 
@@ -49,7 +50,7 @@ class Stack:
             "CUSTOMDIFF_ALLOW_LOOPBACK": "true",  # the tests' web is this machine
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
-        self.api = httpx.Client(base_url=f"{self.ui_url}/api/", timeout=30)
+        self.api = httpx.Client(base_url=f"{self.ui_url}/api/", timeout=120)  # two cores have other work
 
     @property
     def store(self) -> Store:
@@ -86,6 +87,11 @@ class Stack:
                 return found
             time.sleep(0.5)
         pytest.fail(f"flow run {run} was not {states} after {seconds} s")
+
+    def newest_run(self) -> dict[str, Any]:
+        """The flow run that started last; what a schedule has only planned is none."""
+        started = {"flow_runs": {"start_time": {"is_null_": False}}}
+        return self.post("flow_runs/filter", started | {"sort": "START_TIME_DESC", "limit": 1})[0]
 
     def task_states(self, run: str) -> dict[str, str]:
         """The states' names by task, such as {"retrieve": "Cached"}."""

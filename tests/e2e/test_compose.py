@@ -15,7 +15,11 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 CUSTOMDIFF = (sys.executable, "-m", "deployments.cli")
 PAIR = {
     "train": {"steps": 20},
-    "evaluate": {"prompts": ["a {0} and a {1}", "a {1} and a {0} on a red background"], "seeds": 2},
+    "evaluate": {
+        "prompts": ["a {0} and a {1}", "a {1} and a {0} on a red background"],
+        "seeds": 2,
+        "sample": {"steps": 8, "guidance_scale": 4},
+    },
 }
 
 
@@ -42,11 +46,12 @@ def test_it_trains_what_is_missing_merges_and_shows_the_pair(stack: Stack, compo
 def test_again_it_is_all_cached_and_a_strength_solves_anew_without_training(
     stack: Stack, composed: dict[str, Any]
 ) -> None:
-    again = stack.wait(stack.start("compose/cat-dog", **PAIR))
-    assert set(stack.task_states(again["id"]).values()) == {"Cached"}
-    merge = {"strengths": [1.0, 0.5]}
-    other = stack.wait(stack.start("compose/cat-dog", **PAIR, merge=merge))
-    states = stack.task_states(other["id"])
+    again = stack.start("compose/cat-dog", **PAIR)
+    other = stack.start("compose/cat-dog", **PAIR, merge={"strengths": [1.0, 0.5]})
+    stack.wait(again)
+    assert set(stack.task_states(again).values()) == {"Cached"}
+    stack.wait(other)
+    states = stack.task_states(other)
     assert {name for name, state in states.items() if state == "Completed"} == {
         "merge",
         "evaluate-together",
@@ -75,11 +80,13 @@ def test_a_file_of_another_program_joins_and_the_command_line_sees_the_same_stor
 
 
 def test_bad_compositions_are_said(stack: Stack, composed: dict[str, Any]) -> None:
-    for parameters, words in (
-        ({"compose": ["cat", "catt"]}, "concept: found 'catt'"),
-        ({"compose": ["cat", "/none/x.bin"]}, "x.bin: found no file"),
-        ({"merge": {"strengths": [1.0]}}, "strengths: found 1, need 2"),
-    ):
-        run = stack.wait(stack.start("compose/cat-dog", **(PAIR | parameters)))
-        assert run["state_type"] == "FAILED"
-        assert words in run["state"]["message"]
+    bad = {
+        "concept: found 'catt'": {"compose": ["cat", "catt"]},
+        "x.bin: found no file": {"compose": ["cat", "/none/x.bin"]},
+        "strengths: found 1, need 2": {"merge": {"strengths": [1.0]}},
+    }
+    runs = {words: stack.start("compose/cat-dog", **(PAIR | parameters)) for words, parameters in bad.items()}
+    for words, run in runs.items():
+        finished = stack.wait(run)
+        assert finished["state_type"] == "FAILED"
+        assert words in finished["state"]["message"]

@@ -15,6 +15,7 @@ from customdiff_core.finetuning.finetune import finetune
 from .conftest import SMALL, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+KILLED = {"steps": 120, "seed": 7}
 STAGES = {"build-index", "retrieve", "augment", "finetune", "evaluate", "report"}
 
 
@@ -44,7 +45,7 @@ def test_the_readmes_command_finds_everything_cached_and_says_so(stack: Stack, f
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
-    newest = stack.post("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    newest = stack.newest_run()
     assert newest["id"] != first_run["id"]
     assert stack.task_states(newest["id"]) == dict.fromkeys(STAGES, "Cached")
     shown = stack.artifacts(newest["id"])
@@ -85,14 +86,13 @@ def test_damaged_artifacts_are_noticed_and_made_again(stack: Stack, first_run: d
 
 
 def test_a_killed_training_goes_on_and_ends_at_the_same_weights(stack: Stack, first_run: dict[str, Any]) -> None:
-    train = {"steps": 260, "seed": 7}
-    run = stack.start("customize/cat", **(SMALL | {"train": train}))
+    run = stack.start("customize/cat", **(SMALL | {"train": KILLED}))
     checkpoints = stack.folder / "store" / "checkpoints"
-    _until(lambda: 100 in _unfinished_steps(checkpoints, stack))
+    _until(lambda: 50 in _unfinished_steps(checkpoints, stack))
     for process in stack.engines(run):
         process.kill()
     assert stack.wait(run, {"CRASHED"})["state_type"] == "CRASHED"
-    time.sleep(5)  # Prefect's worker dies of a run that comes back before it has let go of its slot
+    time.sleep(10)  # Prefect's worker dies of a run that comes back before it has let go of its slot
 
     retried = stack.command("prefect", "flow-run", "retry", run)
     assert retried.returncode == 0, retried.stdout + retried.stderr
@@ -127,9 +127,11 @@ def test_one_draws_ones_own_prompts(stack: Stack, first_run: dict[str, Any]) -> 
 
 
 def test_a_stage_alone_takes_the_newest_input(stack: Stack, first_run: dict[str, Any]) -> None:
-    for deployment in ("retrieve/stage", "augment/stage", "report/stage"):
-        run = stack.run(deployment, concept="cat")
-        assert deployment.split("/")[0] in stack.task_states(run["id"])
+    stages = ("retrieve", "augment", "report")
+    runs = [stack.start(f"{stage}/stage", concept="cat") for stage in stages]
+    for stage, run in zip(stages, runs, strict=True):
+        assert stack.wait(run)["state_type"] == "COMPLETED"
+        assert stage in stack.task_states(run)
 
 
 def test_bad_parameters_are_refused_by_the_run_form(stack: Stack) -> None:
@@ -173,7 +175,7 @@ def _assert_equal_to_unbroken(stack: Stack, run: str) -> None:
     kept = stack.store.path(broken).rename(stack.folder / "broken")
     (stack.folder / "store" / "checkpoints" / "delta" / made[0].recipe.base_key).rename(stack.folder / "checkpoints")
     profile = profiles.get("openmoji")
-    config = profile.finetune.model_copy(update={"steps": 260, "seed": 7})
+    config = profile.finetune.model_copy(update=KILLED)
     training_set = stack.store.newest("training_set", concept="cat")
     unbroken = finetune((concepts.load("cat"),), (training_set,), profile, config, store=stack.store, runtime=Runtime())
     assert unbroken.key == broken.key

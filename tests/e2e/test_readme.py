@@ -32,7 +32,10 @@ def test_the_readmes_example_runs_all_stages_without_prefect(
 
 def small(profile: profiles.Profile) -> Any:
     """The profile with a short training and a small evaluation."""
-    evaluate = profile.evaluate.model_copy(update={"seeds": (0,), "kid_images": 20, "kid_subset_size": 10})
+    sample = profile.evaluate.sample.model_copy(update={"steps": 8})
+    evaluate = profile.evaluate.model_copy(
+        update={"seeds": (0,), "kid_images": 20, "kid_subset_size": 10, "sample": sample}
+    )
     finetune = profile.finetune.model_copy(update={"steps": 5})
     return lambda: profile.model_copy(update={"evaluate": evaluate, "finetune": finetune})
 

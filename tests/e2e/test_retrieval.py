@@ -78,7 +78,7 @@ def test_five_thousand_links_become_two_hundred_images(stack: Stack, web: tuple[
     assert table["caption"].str.contains("cat").all()
     assert table["source_sha256"].is_unique
     assert not table["url"].str.contains("/dead/").any()
-    newest = stack.post("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]
+    newest = stack.newest_run()
     page = stack.artifacts(newest["id"])["cat-retrieve"]
     assert "| Hits | Unique | Tried | Alive | Valid | Kept |" in page
     assert "127\\.0\\.0\\.1" in page

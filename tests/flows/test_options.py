@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from customdiff_core import concepts, profiles
 from customdiff_core.benchmark.protocol import Together
 from customdiff_core.benchmark.protocol import load as load_protocol
+from customdiff_core.config import SampleConfig
 from customdiff_core.errors import ConfigError, WeightsError
 from customdiff_core.finetuning import methods
 from customdiff_core.settings import REPOSITORY
@@ -34,8 +35,10 @@ def test_stated_fields_win() -> None:
     profile = profiles.get("openmoji")
     assert TrainOptions(steps=7, learning_rate=1e-4).resolve(profile).steps == 7
     assert TrainOptions(steps=7, learning_rate=1e-4).resolve(profile).learning_rate == 1e-4
-    evaluation = EvaluateOptions(seeds=3, kid_images=50).resolve(profile)
+    sample = SampleConfig(steps=9)
+    evaluation = EvaluateOptions(seeds=3, kid_images=50, sample=sample).resolve(profile)
     assert (evaluation.seeds, evaluation.kid_images, evaluation.kid_subset_size) == ((0, 1, 2), 50, 50)
+    assert evaluation.sample == sample
 
 
 def test_a_method_brings_its_own_settings_and_stated_ones_win() -> None:

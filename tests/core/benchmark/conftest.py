@@ -14,8 +14,7 @@ from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.cells import Cell, plan
-from customdiff_core.benchmark.costs import COSTS
-from customdiff_core.benchmark.history import previous
+from customdiff_core.benchmark.history import COSTS, previous
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol, Together
 from customdiff_core.benchmark.tabulate import tabulate

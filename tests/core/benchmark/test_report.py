@@ -44,7 +44,7 @@ def test_it_says_the_claims_with_their_verdicts_and_the_papers_figures(page: str
 
 def test_it_says_what_failed_and_what_lies_outside(page: str) -> None:
     text = words(page)
-    assert "1 cells could not be measured" in text
+    assert "One cell could not be measured" in text
     assert "DreamBooth, cat, seed 2026030500" in text
     assert re.search(r"Outside the limits of the nights before: .*Custom Diffusion, joint: Text alignment −3\.", text)
     assert "<script" not in page
