@@ -124,14 +124,15 @@ class Profile(Frozen):
 def openmoji() -> Profile:
     """The embedded world: a 7 M parameter Stable Diffusion for 64 px drawings."""
     models = Settings().data / "models" / "openmoji"
-    clip = EncoderSource(model="openmoji-clip", path=models / "openmoji-clip")
+    clip, judge = (EncoderSource(model=name, path=models / name) for name in ("openmoji-clip", "openmoji-judge"))
     sample = SampleConfig(sampler="dpm-solver++", steps=25, guidance_scale=7.5, batch_size=32)
     return Profile(
         name="openmoji",
         model=ModelSource(path=models / "openmoji-sd"),
         corpus=Corpus(kind="openmoji"),
         retrieval_encoder=clip,
-        judge=clip,
+        judge=judge,  # conditions no model, so that it tells what is there and not what was asked for
+        dino=VisionSource(path=models / "openmoji-dino"),
         # Calibrated on 2,500 scenes: copies (JPEG, rescaled) differ in at most 4 bits in 95 of 100, and of 3.1 million pairs
         # of different scenes 13 come as near in both at a similarity of 0.95, 9 at 0.98. Drawings look alike to a hash alone.
         retrieve=RetrieveConfig(near_hash=6, near_similarity=0.97),

@@ -19,7 +19,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from safetensors.torch import load_file, save_file
-from transformers import ViTModel
+from transformers import ViTImageProcessor, ViTModel
 
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.errors import WeightsError
@@ -61,9 +61,11 @@ def assemble(parts: Mapping[str, Artifact], *, store: Store) -> Artifact:
         pipeline.to(dtype=torch.float16).save_pretrained(folder / PIPELINE)
         for part, name in ENCODERS.items():
             _encoder(store.path(parts[part]), folder / name, name)
-        ViTModel.from_pretrained(store.path(parts["dino"]), add_pooling_layer=False).half().save_pretrained(
-            folder / DINO
-        )
+        vision = ViTModel.from_pretrained(store.path(parts["dino"]), add_pooling_layer=False)
+        vision.half().save_pretrained(folder / DINO)
+        side = {"height": vision.config.image_size, "width": vision.config.image_size}
+        half = [0.5, 0.5, 0.5]  # it is trained on -1..1
+        ViTImageProcessor(size=side, image_mean=half, image_std=half).save_pretrained(folder / DINO)
         _forget_paths(folder)
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
