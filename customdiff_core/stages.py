@@ -8,6 +8,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept, prompts_together
 from customdiff_core.concepts import load as load_concept
 from customdiff_core.config import (
@@ -327,7 +328,7 @@ def cell(
     taught = [load_concept(name) for name in cell.concepts]
     pictures = [[picture.sha256 for group in (one.images, one.held_out) for picture in group] for one in taught]
     evaluation = protocol.evaluation(profile, on_curve=cell.share < 1)
-    trained = row.way != "base"
+    trained, training = row.way != "base", cell.training(profile)
     return Recipe(
         kind="cell",
         inputs={f"concept/{number}": concept.digest for number, concept in enumerate(taught, 1)}
@@ -345,9 +346,9 @@ def cell(
             if not row.together
             else list(prompts_together(len(taught), file=cell.prompts)[: protocol.prompts_together]),
             "class_prompts": [one.class_prompt for one in taught],
-            "training": profile.training(row.method).model_dump(mode="json", exclude=kept) if trained else {},
+            "training": training.model_dump(mode="json", exclude=kept) if trained else {},
             "share": cell.share * protocol.share if trained else 1.0,
-            "steps": profile.training(row.method).steps if trained else 0,
+            "steps": training.steps if trained else 0,
             "retrieve": settings(profile.retrieve) if trained else {},
             "augment": settings(profile.augment),
             "merge": settings(profile.merge) if row.way == "merge" else {},
@@ -383,6 +384,22 @@ def benchmark(
         code=fingerprint("customdiff_core.benchmark.tabulate"),
         versions=versions("scipy", "pandas", "numpy"),
         labels={"protocol": protocol.name, "night": night.isoformat(), "profile": profile.name},
+    )
+
+
+def search(tried: tuple[Outcome, ...], tested: tuple[Outcome, ...], search: Search, profile: Profile) -> Recipe:
+    """The cells of every trial, and of the chosen settings on other concepts."""
+    outcomes = (*tried, *tested)
+    return Recipe(
+        kind="search",
+        inputs={f"cell/{number}": one.made.sha256 if one.made else "" for number, one in enumerate(outcomes, 1)},
+        config={
+            "search": settings(search),
+            "cells": [settings(one.cell) | {"error": one.error} for one in outcomes],
+        },
+        code=fingerprint("customdiff_core.benchmark.conclude"),
+        versions=versions("pandas", "numpy"),
+        labels={"search": search.name, "profile": profile.name},
     )
 
 

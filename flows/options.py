@@ -1,13 +1,15 @@
 """The parameters of the run form, grouped by concern. An empty field takes the profile's own value."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from customdiff_core import concepts, profiles, weights
 from customdiff_core.benchmark.protocol import Protocol, Together, checked
 from customdiff_core.benchmark.protocol import load as load_protocol
+from customdiff_core.benchmark.search import Search
+from customdiff_core.benchmark.search import load as load_search
 from customdiff_core.config import (
     AugmentConfig,
     BackendConfig,
@@ -182,6 +184,34 @@ class BenchmarkOptions(Frozen):
         """The protocol of data/protocols with what is stated; the night's history is that of its name."""
         stated = {field: value for field, value in self if value is not None}
         return checked(Protocol.model_validate(load_protocol(name).model_dump() | stated))
+
+
+class SearchOptions(Frozen):
+    """What is tried, and how it is measured; empty fields take the search's values."""
+
+    concept: str | None = Field(default=None, description="on which settings are chosen")
+    tested: list[str] | None = Field(default=None, description="on which the chosen ones are tested")
+    row: str | None = Field(default=None, description="of the benchmark's table, of one concept")
+    trials: list[dict[str, Any]] | None = Field(
+        default=None, description="settings that differ from the profile's; a list stands for each of its values"
+    )
+    trainings: int | None = Field(default=None, ge=1, description="training seeds of each")
+    lost: float | None = Field(default=None, ge=0, description="text alignment that settings may cost")
+    prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
+    seeds: int | None = Field(default=None, ge=1, description="images a prompt")
+    sample: SampleConfig | None = Field(default=None, description="how images are drawn")
+    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
+    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
+
+    def resolve(self, name: str) -> Search:
+        """The search of data/searches with what is stated.
+
+        Raises:
+            ConfigError: for an unknown search.
+            ValidationError: for a trial that no training takes.
+        """
+        stated = {field: value for field, value in self if value is not None}
+        return Search.model_validate(load_search(name).model_dump() | stated)
 
 
 class MergeOptions(Frozen):

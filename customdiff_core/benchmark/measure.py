@@ -86,8 +86,8 @@ def measure(
 
 
 def training(cell: Cell, protocol: Protocol, profile: Profile) -> FinetuneConfig:
-    """The settings of a cell's trainings: the profile's for the method, with the cell's seed and share of the steps."""
-    config = profile.training(cell.what.method)
+    """The settings of a cell's trainings, with its seed and its share of the steps."""
+    config = cell.training(profile)
     steps = max(1, round(config.steps * cell.share * protocol.share))
     changed: dict[str, object] = {"steps": steps, "seed": cell.seed}
     if not cell.what.regularized:  # an ablation changes nothing else: the rates stay as with regularization

@@ -9,7 +9,7 @@ so the same bits. What is damaged is computed again.
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,17 @@ def embedded(
         known |= dict(zip(new, vectors, strict=True))
         _write(path, {digest: known[digest] for digest in new})
     return np.stack([known[digest] for digest in digests])
+
+
+def forget(digests: Collection[str], store: Store) -> None:
+    """Remove the vectors of these, of every encoder."""
+    for path in store.root.glob(f"checkpoints/embeddings/*/{FILE}"):
+        try:
+            with _opened(path) as connection:
+                connection.execute("PRAGMA secure_delete = ON")  # overwritten, and not only unlisted
+                connection.executemany("DELETE FROM vectors WHERE digest = ?", [(one,) for one in digests])
+        except sqlite3.DatabaseError:
+            path.unlink(missing_ok=True)  # damaged: nobody can read it, and all of it can be made anew
 
 
 @contextmanager
