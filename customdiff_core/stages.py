@@ -34,7 +34,7 @@ from customdiff_core.recipes import (
     versions,
 )
 from customdiff_core.settings import Settings
-from customdiff_core.weights import encoder_digest, model_digest, vision_digest
+from customdiff_core.weights import encoder_digest, inception_digest, model_digest, vision_digest
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
@@ -260,11 +260,10 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
         inputs={
             "delta": delta.sha256,
             "model": model_digest(profile.model),
-            "judge": encoder_digest(profile.judge),
             "pictures": digest_of(pictures),
             "corpus": _held_out_digest(concept, profile),
         }
-        | _dino(profile),
+        | _judges(profile),
         config=settings(config)
         | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
         code=fingerprint("customdiff_core.evaluation.evaluate"),
@@ -335,11 +334,10 @@ def cell(
         | {
             "pictures": digest_of(pictures),
             "model": model_digest(profile.model),
-            "judge": encoder_digest(profile.judge),
             "index": _index_digest(index, profile, store) if trained else "",
             "corpus": _held_out_digest(taught[0], profile),
         }
-        | _dino(profile),
+        | _judges(profile),
         config={
             "row": row.model_dump(include={"way", "method", "regularized"}),
             "prompts": [list(one.prompts[: protocol.prompts]) for one in taught]
@@ -437,6 +435,17 @@ def vision_embeddings(encoder: str) -> Recipe:
     )
 
 
+def inception_embeddings(weights: str) -> Recipe:
+    """Inception's features, of whatever is embedded; its weights are given by digest."""
+    return Recipe(
+        kind="embeddings",
+        inputs={"encoder": weights},
+        config={},
+        code=fingerprint("customdiff_core.evaluation.inception"),
+        versions=versions("torch-fidelity", "pillow", *TENSOR_LIBRARIES),
+    )
+
+
 def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Recipe:
     """Every artifact of the run, the concept's words and pictures, and the page's template."""
     return Recipe(
@@ -468,9 +477,11 @@ def _folder_digest(folder: Path) -> str:
     return digest_of([[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in parts])
 
 
-def _dino(profile: Profile) -> dict[str, str]:
-    """The ViT among a recipe's inputs, where the profile has one."""
-    return {"dino": vision_digest(profile.dino)} if profile.dino else {}
+def _judges(profile: Profile) -> dict[str, str]:
+    """The judge among a recipe's inputs, and the ViT and Inception where the profile has them."""
+    dino = {"dino": vision_digest(profile.dino)} if profile.dino else {}
+    inception = {"inception": inception_digest(profile.inception)} if profile.inception else {}
+    return {"judge": encoder_digest(profile.judge)} | dino | inception
 
 
 def _held_out_digest(concept: Concept, profile: Profile) -> str:

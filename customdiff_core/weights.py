@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from customdiff_core.errors import WeightsError
-from customdiff_core.profiles import EncoderSource, ModelSource, Profile, VisionSource
+from customdiff_core.profiles import EncoderSource, InceptionSource, ModelSource, Profile, VisionSource
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -124,6 +124,20 @@ def vision_files(source: VisionSource) -> tuple[Path, ...]:
 def vision_digest(source: VisionSource) -> str:
     """What identifies a ViT: the content of its folder."""
     return digest_of([file_digest(path) for path in vision_files(source)])
+
+
+def inception_digest(source: InceptionSource) -> str:
+    """What identifies Inception's weights: the file's content.
+
+    Raises:
+        WeightsError: if there is no such file.
+    """
+    if not source.path.is_file():
+        raise WeightsError(
+            f"{source.path}: found no file, need torch-fidelity's weights-inception-2015-12-05-6726825d.pth; correct "
+            "model.inception, or leave it out: KID is then of the judge's features"
+        )
+    return file_digest(source.path)
 
 
 def require(profile: Profile) -> None:

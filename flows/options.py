@@ -60,6 +60,9 @@ class ModelOptions(Frozen):
         default=None, description="a Parquet of held-out captioned images, for KID, or a folder of <category>.parquet"
     )
     dino: Path | None = Field(default=None, description="a folder with a ViT of transformers, for DINO image alignment")
+    inception: Path | None = Field(
+        default=None, description="torch-fidelity's Inception weights, for KID as it is published; empty: the judge"
+    )
     device: Device = Field(default="auto", description="auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = Field(default=False, description="less memory for more time, with equal results")
 
@@ -78,6 +81,7 @@ class ModelOptions(Frozen):
             backend=self.backend,
             validation=self.validation,
             dino=self.dino,
+            inception=self.inception,
         )
 
     @property

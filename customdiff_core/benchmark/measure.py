@@ -191,16 +191,14 @@ class Work:
                 features, config = self._kid_features(samples), self.config
                 value, count = kid(*features, config.kid_subset_size, config.kid_subsets), len(features[0])
             ends = {"ci_low": low + value - centre, "ci_high": high + value - centre}
-            extractor = self.profile.dino if str(metric).startswith("dino") else self.profile.judge
-            rows.append(
-                {"metric": metric, "extractor": extractor.name if extractor else "", "value": value, **ends, "n": count}
-            )
+            extractor = self.judge.extractor(str(metric))
+            rows.append({"metric": metric, "extractor": extractor, "value": value, **ends, "n": count})
         return rows
 
     def _kid_features(self, samples: dict[str, Artifact]) -> tuple[Vectors, Vectors]:
         drawn = tables.read(self.store, samples["kid_samples"], "samples", ["image"])["image"].tolist()
         real = tables.read(self.store, samples["validation"], "validation", ["image"])["image"].tolist()
-        return self.judge.images(drawn), self.judge.images(real)
+        return self.judge.kid_features(drawn), self.judge.kid_features(real)
 
     def _generate(self, prompts: tuple[str, ...], seeds: tuple[int, ...], delta: Artifact | None) -> Artifact:
         return generate(
