@@ -393,7 +393,9 @@ def search(tried: tuple[Outcome, ...], tested: tuple[Outcome, ...], search: Sear
         inputs={f"cell/{number}": one.made.sha256 if one.made else "" for number, one in enumerate(outcomes, 1)},
         config={
             "search": settings(search),
-            "cells": [settings(one.cell) | {"error": one.error} for one in outcomes],
+            "cells": [
+                settings(one.cell) | {"key": one.made.key if one.made else "", "error": one.error} for one in outcomes
+            ],
         },
         code=fingerprint("customdiff_core.benchmark.conclude"),
         versions=versions("pandas", "numpy"),

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,16 @@ def require(profile: Profile) -> None:
         WeightsError: one message with all that is missing.
     """
     lacking: list[str] = []
-    try:
-        model_folder(profile.model)
-    except WeightsError as error:
-        lacking.append(str(error))
+    checks: list[Callable[[], object]] = [partial(model_folder, profile.model)]
+    if profile.dino:
+        checks.append(partial(vision_files, profile.dino))
+    if profile.inception:
+        checks.append(partial(inception_digest, profile.inception))
+    for check in checks:
+        try:
+            check()
+        except WeightsError as error:
+            lacking.append(str(error))
     if profile.corpus.kind == "folder":
         if profile.corpus.index is None and profile.corpus.backend is None:
             lacking.append(

@@ -44,7 +44,7 @@ def benchmark(
         model: the base model.
     """
     profile, runtime = model.resolve(), model.runtime
-    chosen, when = change.resolve(protocol), night or tasks.benchmark.scheduled_night()
+    chosen, when = change.resolve(protocol, profile), night or tasks.benchmark.scheduled_night()
     index = indexed(profile, IndexConfig(), runtime)
 
     outcomes = measured(plan(chosen, when), chosen, index, profile, runtime)
@@ -70,7 +70,7 @@ def search(
         model: the base model.
     """
     profile, runtime = model.resolve(), model.runtime
-    wanted = change.resolve(search)
+    wanted = change.resolve(search, profile)
     index = indexed(profile, IndexConfig(), runtime)
 
     tried = measured(searches.trials(wanted), wanted.protocol, index, profile, runtime)

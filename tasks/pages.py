@@ -306,11 +306,7 @@ def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
 def searched(search: Artifact, wanted: Search, here: Store) -> str:
     """Every trial's figures, the chosen one in bold, and the test on other concepts."""
     chart = image(figures.chart_uri(trials(tables.read(here, search, "trials"), wanted), CHART_DPI), "Trials")
-    text = (
-        f"Settings of `{wanted.row}`, chosen on {escape(wanted.concept)}: the highest image alignment among those that cost at "
-        f"most {wanted.lost:g} of text alignment, in means over {wanted.trainings} trainings.\n\n"
-        f"{markdown(search, here)}\n\n{chart}"
-    )
+    text = f"{markdown(search, here)}\n\n{chart}"
     return _page(f"Search {escape(wanted.name)}", search, here, lambda _: text)
 
 

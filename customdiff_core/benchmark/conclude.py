@@ -45,8 +45,7 @@ def conclude(
     def produce(folder: Path) -> int:
         best = _text(choose(tried, search, store))
         tables.write(folder / "search.parquet", figures((*tried, *tested), store))
-        groups = [summary(tried, store)] + ([summary(tested, store)] if tested else [])
-        found = pd.concat(groups, ignore_index=True)
+        found = summary((*tried, *tested), store)
         return tables.write(folder / "trials.parquet", found.assign(chosen=found["change"] == best))
 
     return store.make(stages.search(tried, tested, search, profile), produce)
@@ -54,6 +53,8 @@ def conclude(
 
 def choose(tried: Sequence[Outcome], search: Search, store: Store) -> dict[str, Any]:
     """The settings with the highest image alignment among those that lose at most `lost`; where none does, that lose least.
+
+    Settings of which a training failed are chosen only where all have one: the others' mean may be luck.
 
     Raises:
         EvaluationError: if the base model or every trial failed.
@@ -65,6 +66,8 @@ def choose(tried: Sequence[Outcome], search: Search, store: Store) -> dict[str, 
         raise EvaluationError(
             f"search {search.name}: found no trial to compare with the base model ({said}), need one; see the cells' task runs"
         )
+    whole = trials[trials["trainings"] == search.trainings]
+    trials = whole if len(whole) else trials
     cheap = trials[trials["lost"] <= search.lost]
     best = cheap["image"].idxmax() if len(cheap) else trials["lost"].idxmin()
     chosen: dict[str, Any] = json.loads(str(trials.loc[best, "change"]))
@@ -89,6 +92,7 @@ def summary(outcomes: Sequence[Outcome], store: Store) -> pd.DataFrame:
                 {
                     "concept": concept,
                     "change": change,
+                    "metric": image,  # which image alignment
                     "image": float(part[image].mean()),
                     "image_low": float(part[image].min()),
                     "image_high": float(part[image].max()),
@@ -105,10 +109,18 @@ def summary(outcomes: Sequence[Outcome], store: Store) -> pd.DataFrame:
 
 
 def markdown(made: Artifact, store: Store) -> str:
-    """The trials as a table, the chosen one in bold, and below it the test."""
+    """What was asked, the trials as a table, the chosen one in bold, and below it the test."""
     found: Any = tables.read(store, made, "trials")
-    first = str(found["concept"].iloc[0])
-    parts = [_table(found[found["concept"] == first])]
+    search = Search.model_validate(store.manifest(made).recipe.config["search"])
+    first = search.concept
+    mine = found[found["concept"] == first]
+    asked = (
+        f"Settings of `{search.row}`, chosen on {first}: the highest image alignment among those that cost at most {search.lost:g} "
+        f"of text alignment against the base model, in means over {search.trainings} trainings."
+    )
+    if float(mine.loc[mine["chosen"], "lost"].iloc[0]) > search.lost:
+        asked += " **None costs so little; the cheapest is chosen.**"
+    parts = [asked, _table(mine)]
     for concept, part in found[found["concept"] != first].groupby("concept", sort=False):
         parts.append(f"Tested on {concept}, which had no part in the choice:\n\n{_table(part)}")
     return "\n\n".join(parts)
@@ -123,15 +135,17 @@ def said(change: str) -> str:
 
 def _table(part: pd.DataFrame) -> str:
     lines = [
-        "| | settings | image alignment | over trainings | text alignment | lost | KID × 10³ |",
+        f"| | settings | {METRICS[str(part['metric'].iloc[0])].lower()} | over trainings | text alignment | lost | KID × 10³ |",
         "|---|---|---|---|---|---|---|",
     ]
     for place, row in enumerate(tables.records(part)):
         spread = f"{number(row['image_low'])} to {number(row['image_high'])}" if row["trainings"] > 1 else ""
         lost = number(row["lost"]) if row["change"] != BASE else ""
         values = [number(row["image"]), spread, number(row["text"]), lost, number(row["kid"])]
+        if row["error"]:
+            values[1] = f"{spread} a training failed: {' '.join(row['error'].split())}".strip().replace("|", "/")
         if not row["trainings"]:
-            values = ["–", f"failed: {' '.join(row['error'].split())}".replace("|", "/"), "–", "–", "–"]
+            values = ["–", values[1], "–", "–", "–"]
         cells = [str(place) if place else "", said(row["change"]), *values]  # numbered as in the chart
         lines.append(f"| {' | '.join(f'**{one}**' if row['chosen'] and one else one for one in cells)} |")
     return "\n".join(lines)

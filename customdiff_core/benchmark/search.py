@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from customdiff_core.benchmark import rows
+from customdiff_core.benchmark import protocol, rows
 from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.protocol import NAME, Protocol, read
 from customdiff_core.config import FinetuneConfig, Frozen, SampleConfig
@@ -75,15 +75,29 @@ def load(name: str, data: Path | None = None) -> Search:
     """Read `data/searches/<name>.yaml`.
 
     Raises:
-        ConfigError: for an unknown name, a file that is no search, or a row that learns no single concept.
+        ConfigError: for an unknown name, a file that is no search, or what does not fit together.
     """
-    found = read(Search, _folder(data), name)
-    row = rows.get(found.row)
+    return checked(read(Search, _folder(data), name))
+
+
+def checked(search: Search) -> Search:
+    """Return a search whose row learns one concept, whose test had no part in the choice, and whose numbers fit together.
+
+    Raises:
+        ConfigError: naming what does not fit.
+    """
+    row = rows.get(search.row)
     if row.together or row.way == "base":
         raise ConfigError(
-            f"search {name}: found the row {found.row}, need one that learns one concept; choose another row"
+            f"search {search.name}: found the row {search.row}, need one that learns one concept; choose another row"
         )
-    return found
+    if len({search.concept, *search.tested}) != 1 + len(search.tested):
+        raise ConfigError(
+            f"search {search.name}: found {search.concept} and the test on {', '.join(search.tested)}, need each concept once: "
+            "on the one that they are chosen on, settings are not tested; correct `tested`"
+        )
+    protocol.checked(search.protocol)
+    return search
 
 
 def trials(search: Search) -> tuple[Cell, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from customdiff_core import images
@@ -78,7 +79,10 @@ def forget(url: str, store: Store) -> Forgotten:
             f"forget: found nothing of {url} in {store.root}, need the link as regularization.parquet has it; copy it from there"
         )
     remember_forgotten(store, planned.digest)  # first: a run that goes on meanwhile must not fetch it again
-    seen = {digest for artifact in planned.artifacts for digest in _images(store.path(artifact))}
+    try:
+        seen = {digest for artifact in planned.artifacts for digest in _images(store.path(artifact))}
+    except (pa.ArrowException, OSError):
+        seen = None  # a damaged table does not say what it held
     embeddings.forget(seen, store)
     for artifact in planned.artifacts:
         shutil.rmtree(store.path(artifact), ignore_errors=True)

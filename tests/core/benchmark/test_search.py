@@ -126,6 +126,41 @@ def test_a_search_is_written_down_with_its_test_and_what_failed(store: Store, op
     assert "Tested on dog, which had no part in the choice" in text
 
 
+def test_half_of_a_trial_is_not_chosen_where_others_are_whole(store: Store, openmoji: Profile) -> None:
+    def half(cell: Cell) -> bool:
+        return cell.change.get("modifier_learning_rate") == 0.004 and cell.seed == 0
+
+    tried = outcomes(store, searches.trials(SEARCH), half)
+    assert choose(tried, SEARCH, store) == {"modifier_learning_rate": 0.001}
+    text = markdown(conclude(tried, (), SEARCH, openmoji, store=store), store)
+    assert "| 2 | modifier_learning_rate 0.004 | 0.520 | a training failed: TrainingError: a / b | 1.600 |" in text
+
+
+def test_the_table_says_what_was_asked_and_when_nothing_met_it(store: Store, openmoji: Profile) -> None:
+    strict = SEARCH.model_copy(update={"lost": 0.01, "tested": ()})
+    text = markdown(conclude(outcomes(store, searches.trials(strict)), (), strict, openmoji, store=store), store)
+    assert "Settings of `custom-diffusion`, chosen on cat" in text
+    assert "at most 0.01 of text alignment" in text
+    assert "None costs so little; the cheapest is chosen." in text
+    assert "| settings | image alignment, held-out pictures |" in text
+
+
+def test_the_command_line_writes_the_newest_search(
+    store: Store, openmoji: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from deployments.cli import app
+
+    name = "openmoji-custom-diffusion"
+    here = SEARCH.model_copy(update={"name": name})
+    conclude(outcomes(store, searches.trials(here)), (), here, openmoji, store=store)
+    monkeypatch.setenv("CUSTOMDIFF_STORE", str(store.root))
+    done = CliRunner().invoke(app, ["table", name])
+    assert done.exit_code == 0, done.output
+    assert "modifier_learning_rate 0.004" in done.output
+
+
 def test_without_a_base_model_there_is_nothing_to_choose_by(store: Store) -> None:
     tried = outcomes(store, searches.trials(SEARCH), lambda cell: cell.row == "base")
     with pytest.raises(EvaluationError, match="search tiny: found no trial to compare with the base model"):

@@ -1,20 +1,27 @@
 """KID with Inception, as it is published: torch-fidelity's network, with random weights here, against its own program."""
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from customdiff_core import images
+from customdiff_core import images, tables
 from customdiff_core.artifacts import Store
+from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.measure import Work
+from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.config import Runtime
 from customdiff_core.errors import WeightsError
+from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid
-from customdiff_core.profiles import Profile, get
+from customdiff_core.pipeline import Pipeline
+from customdiff_core.profiles import InceptionSource, Profile, get
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -95,6 +102,45 @@ def test_figures_of_other_extractors_are_other_artifacts(weights: Path, chain) -
     other = get("openmoji", inception=weights).model_copy(update={"evaluate": plain.evaluate})
     recipes = [stages.evaluate(chain.concept, chain.delta, one, one.evaluate) for one in (plain, other)]
     assert recipes[0].key != recipes[1].key
+
+
+class Brightness:
+    """In Inception's place: features that are easily told from CLIP's."""
+
+    def images(self, pictures: Iterable[Image.Image]) -> np.ndarray:
+        return np.array([np.asarray(one, np.float32).mean((0, 1)) / 50 for one in pictures])
+
+
+def test_what_is_published_as_inceptions_is_of_its_features(
+    weights: Path, chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Judge, "inception", Brightness())
+    config = chain.profile.evaluate.model_copy(
+        update={"seeds": (0,), "kid_images": 12, "kid_subset_size": 6, "kid_subsets": 20}
+    )
+    profile = chain.profile.model_copy(update={"evaluate": config, "inception": InceptionSource(path=weights)})
+    metrics = evaluate(chain.concept, chain.delta, profile, config, store=chain.store)
+    found = tables.read(chain.store, metrics, "metrics").set_index(["metric", "subject"])
+    made = {row["name"]: row for row in tables.records(tables.read(chain.store, metrics, "sources"))}
+    features = [
+        Brightness().images(
+            images.open_trusted(one)
+            for one in pd.read_parquet(
+                chain.store.root / made[name]["kind"] / made[name]["key"] / f"{made[name]['kind']}.parquet"
+            )["image"]
+        )
+        for name in ("kid_customized", "validation")
+    ]
+    assert found.loc[("kid", "customized"), "value"] == pytest.approx(kid(*features, 6, 20), rel=1e-9)
+    assert set(found.loc["kid", "extractor"]) == {"inception-v3"}
+    assert set(found.loc["text_alignment", "extractor"]) == {"openmoji-clip"}
+    work = Work(
+        Cell(row="base", concepts=("cat",), seed=0),
+        Protocol(name="x", concepts=("cat",), seeds=1, kid_images=12, kid_subset_size=6),
+        profile,
+        Pipeline(profile, chain.store, Runtime(device="cpu")),
+    )
+    assert work._kid_features(work.draw(None))[0].shape == (12, 3)
 
 
 class Trap:

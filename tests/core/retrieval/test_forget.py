@@ -76,6 +76,19 @@ def test_a_damaged_file_of_vectors_goes_as_a_whole(store: Store, chain: dict[str
     assert not path.exists()
 
 
+def test_a_damaged_table_holds_nothing_up_and_all_vectors_go(store: Store, chain: dict[str, Artifact]):
+    path = store.scratch("embeddings", "k") / embeddings.FILE
+    embeddings.forget([], store)
+    encoder = Recipe(kind="embeddings", inputs={}, config={}, code="", versions={})
+    embedded(["x"], encoder, lambda places: np.zeros((1, 2), np.float32), store=store)
+    drawn = _samples(store, "with", chain["delta with"])
+    (store.path(drawn) / "samples.parquet").write_bytes(b"cut off")
+    assert drawn in forget(URL, store).artifacts
+    assert not path.exists()
+    assert not list(store.root.glob(f"checkpoints/embeddings/*/{embeddings.FILE}"))
+    assert not store.path(drawn).exists()
+
+
 def _samples(store: Store, name: str, delta: Artifact) -> Artifact:
     recipe = Recipe(kind="samples", inputs={"delta": delta.sha256}, config={"name": name}, code="", versions={})
     return store.make(recipe, lambda folder: tables.write(folder / "samples.parquet", [{"image": name.encode()}]))
