@@ -64,6 +64,17 @@ class VisionSource(Frozen):
         return self.path.name
 
 
+class InceptionSource(Frozen):
+    """torch-fidelity's Inception v3 (the weights of 2015-12-05), whose features published KID figures are of: one file."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        return "inception-v3"
+
+
 class Corpus(Frozen):
     """What regularization images are retrieved from, and what KID compares with."""
 
@@ -99,12 +110,18 @@ class Profile(Frozen):
     retrieval_encoder: EncoderSource
     judge: EncoderSource = Field(description="the CLIP that evaluates")
     dino: VisionSource | None = Field(default=None, description="the ViT for DINO image alignment, where there is one")
+    inception: InceptionSource | None = Field(default=None, description="for KID, where it is given; else the judge")
     retrieve: RetrieveConfig
     augment: AugmentConfig
     finetune: FinetuneConfig = Field(description="Custom Diffusion's settings, and what all methods share of them")
     methods: dict[str, MethodSettings] = Field(default_factory=dict, description="what other methods need here")
     merge: MergeConfig = MergeConfig()
     evaluate: EvaluateConfig
+
+    @property
+    def kid_extractor(self) -> str:
+        """Whose features KID is of."""
+        return self.inception.name if self.inception else self.judge.name
 
     def training(self, method: str) -> FinetuneConfig:
         """Return this profile's settings for a method: its own, else by the method's rule.
@@ -240,6 +257,7 @@ def get(
     backend: str | None = None,
     validation: Path | None = None,
     dino: Path | None = None,
+    inception: Path | None = None,
 ) -> Profile:
     """Build a profile by name.
 
@@ -250,6 +268,7 @@ def get(
         backend: address of a `clip-retrieval back` instead of both.
         validation: a Parquet of held-out captioned images for KID (or a folder of them) instead of the profile's own.
         dino: a folder with a ViT for DINO image alignment instead of the profile's own.
+        inception: a file with torch-fidelity's Inception weights, for KID instead of the judge.
 
     Raises:
         ConfigError: for an unknown name, naming the nearest.
@@ -261,6 +280,8 @@ def get(
         profile = profile.model_copy(update={"model": profile.model.model_copy(update={"path": model})})
     if dino is not None:
         profile = profile.model_copy(update={"dino": VisionSource(path=dino)})
+    if inception is not None:
+        profile = profile.model_copy(update={"inception": InceptionSource(path=inception)})
     given = {"index": index, "backend": backend, "validation": validation}
     stated = {name: value for name, value in given.items() if value is not None}
     return profile.model_copy(update={"corpus": profile.corpus.model_copy(update=stated)})

@@ -19,18 +19,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from customdiff_core import images
-from customdiff_core.benchmark.protocol import load
+from customdiff_core import images, profiles
 from customdiff_core.concepts import PLACEHOLDER
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError
 
 TOKEN = re.compile(r"<[A-Za-z0-9_-]+>")
 PLACES = re.compile(r"\{\d?\}")  # {} for one concept; {0} and {1} for two
-
-
-# Of the paper's protocol: CustomConcept101's figures were measured as the paper's.
-PUBLISHED = {"seeds", "sample", "kid_images", "kid_subset_size"}
 
 
 class _Outside(BaseModel):
@@ -174,13 +169,19 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
         file.write_text("\n".join(pair.prompts) + "\n", encoding="utf-8")
         together.append({"concepts": names, "prompts": file.name})
         written.append(file)
-    measured = load("paper").model_dump(mode="json", include=PUBLISHED, exclude_unset=True)
-    content = measured | {"concepts": [one.name for one in singles], "together": together}
+    content = _as_published() | {"concepts": [one.name for one in singles], "together": together}
     content["prompts"] = min((len(one.prompts) for one in singles if one.prompts), default=1)
     content["prompts_together"] = min((len(pair.prompts) for pair in pairs), default=1)
     protocol.parent.mkdir(parents=True, exist_ok=True)
     protocol.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return [*written, protocol]
+
+
+def _as_published() -> dict[str, Any]:
+    """How CustomConcept101's figures were measured: as the paper's, which is how Stable Diffusion 1.4 is evaluated here."""
+    usual = profiles.get("sd14").evaluate
+    measured = usual.model_dump(mode="json", include={"sample", "kid_images", "kid_subset_size"})
+    return measured | {"seeds": len(usual.seeds)}
 
 
 def _token(name: str) -> str:

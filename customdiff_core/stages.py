@@ -8,6 +8,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept, prompts_together
 from customdiff_core.concepts import load as load_concept
 from customdiff_core.config import (
@@ -33,7 +34,7 @@ from customdiff_core.recipes import (
     versions,
 )
 from customdiff_core.settings import Settings
-from customdiff_core.weights import encoder_digest, model_digest, vision_digest
+from customdiff_core.weights import encoder_digest, inception_digest, model_digest, vision_digest
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
@@ -259,11 +260,10 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
         inputs={
             "delta": delta.sha256,
             "model": model_digest(profile.model),
-            "judge": encoder_digest(profile.judge),
             "pictures": digest_of(pictures),
             "corpus": _held_out_digest(concept, profile),
         }
-        | _dino(profile),
+        | _judges(profile),
         config=settings(config)
         | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
         code=fingerprint("customdiff_core.evaluation.evaluate"),
@@ -327,27 +327,26 @@ def cell(
     taught = [load_concept(name) for name in cell.concepts]
     pictures = [[picture.sha256 for group in (one.images, one.held_out) for picture in group] for one in taught]
     evaluation = protocol.evaluation(profile, on_curve=cell.share < 1)
-    trained = row.way != "base"
+    trained, training = row.way != "base", cell.training(profile)
     return Recipe(
         kind="cell",
         inputs={f"concept/{number}": concept.digest for number, concept in enumerate(taught, 1)}
         | {
             "pictures": digest_of(pictures),
             "model": model_digest(profile.model),
-            "judge": encoder_digest(profile.judge),
             "index": _index_digest(index, profile, store) if trained else "",
             "corpus": _held_out_digest(taught[0], profile),
         }
-        | _dino(profile),
+        | _judges(profile),
         config={
             "row": row.model_dump(include={"way", "method", "regularized"}),
             "prompts": [list(one.prompts[: protocol.prompts]) for one in taught]
             if not row.together
             else list(prompts_together(len(taught), file=cell.prompts)[: protocol.prompts_together]),
             "class_prompts": [one.class_prompt for one in taught],
-            "training": profile.training(row.method).model_dump(mode="json", exclude=kept) if trained else {},
+            "training": training.model_dump(mode="json", exclude=kept) if trained else {},
             "share": cell.share * protocol.share if trained else 1.0,
-            "steps": profile.training(row.method).steps if trained else 0,
+            "steps": training.steps if trained else 0,
             "retrieve": settings(profile.retrieve) if trained else {},
             "augment": settings(profile.augment),
             "merge": settings(profile.merge) if row.way == "merge" else {},
@@ -386,6 +385,24 @@ def benchmark(
     )
 
 
+def search(tried: tuple[Outcome, ...], tested: tuple[Outcome, ...], search: Search, profile: Profile) -> Recipe:
+    """The cells of every trial, and of the chosen settings on other concepts."""
+    outcomes = (*tried, *tested)
+    return Recipe(
+        kind="search",
+        inputs={f"cell/{number}": one.made.sha256 if one.made else "" for number, one in enumerate(outcomes, 1)},
+        config={
+            "search": settings(search),
+            "cells": [
+                settings(one.cell) | {"key": one.made.key if one.made else "", "error": one.error} for one in outcomes
+            ],
+        },
+        code=fingerprint("customdiff_core.benchmark.conclude"),
+        versions=versions("pandas", "numpy"),
+        labels={"search": search.name, "profile": profile.name},
+    )
+
+
 def report_benchmark(benchmark: Artifact, protocol: Protocol, profile: Profile) -> Recipe:
     """The night's table and the page's template."""
     return Recipe(
@@ -420,6 +437,17 @@ def vision_embeddings(encoder: str) -> Recipe:
     )
 
 
+def inception_embeddings(weights: str) -> Recipe:
+    """Inception's features, of whatever is embedded; its weights are given by digest."""
+    return Recipe(
+        kind="embeddings",
+        inputs={"encoder": weights},
+        config={},
+        code=fingerprint("customdiff_core.evaluation.inception"),
+        versions=versions("torch-fidelity", "pillow", *TENSOR_LIBRARIES),
+    )
+
+
 def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Recipe:
     """Every artifact of the run, the concept's words and pictures, and the page's template."""
     return Recipe(
@@ -451,9 +479,11 @@ def _folder_digest(folder: Path) -> str:
     return digest_of([[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in parts])
 
 
-def _dino(profile: Profile) -> dict[str, str]:
-    """The ViT among a recipe's inputs, where the profile has one."""
-    return {"dino": vision_digest(profile.dino)} if profile.dino else {}
+def _judges(profile: Profile) -> dict[str, str]:
+    """The judge among a recipe's inputs, and the ViT and Inception where the profile has them."""
+    dino = {"dino": vision_digest(profile.dino)} if profile.dino else {}
+    inception = {"inception": inception_digest(profile.inception)} if profile.inception else {}
+    return {"judge": encoder_digest(profile.judge)} | dino | inception
 
 
 def _held_out_digest(concept: Concept, profile: Profile) -> str:

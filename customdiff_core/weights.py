@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from customdiff_core.errors import WeightsError
-from customdiff_core.profiles import EncoderSource, ModelSource, Profile, VisionSource
+from customdiff_core.profiles import EncoderSource, InceptionSource, ModelSource, Profile, VisionSource
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -126,6 +127,20 @@ def vision_digest(source: VisionSource) -> str:
     return digest_of([file_digest(path) for path in vision_files(source)])
 
 
+def inception_digest(source: InceptionSource) -> str:
+    """What identifies Inception's weights: the file's content.
+
+    Raises:
+        WeightsError: if there is no such file.
+    """
+    if not source.path.is_file():
+        raise WeightsError(
+            f"{source.path}: found no file, need torch-fidelity's weights-inception-2015-12-05-6726825d.pth; correct "
+            "model.inception, or leave it out: KID is then of the judge's features"
+        )
+    return file_digest(source.path)
+
+
 def require(profile: Profile) -> None:
     """Check, before any work, that a profile's weights, index and validation images are on this machine.
 
@@ -133,10 +148,16 @@ def require(profile: Profile) -> None:
         WeightsError: one message with all that is missing.
     """
     lacking: list[str] = []
-    try:
-        model_folder(profile.model)
-    except WeightsError as error:
-        lacking.append(str(error))
+    checks: list[Callable[[], object]] = [partial(model_folder, profile.model)]
+    if profile.dino:
+        checks.append(partial(vision_files, profile.dino))
+    if profile.inception:
+        checks.append(partial(inception_digest, profile.inception))
+    for check in checks:
+        try:
+            check()
+        except WeightsError as error:
+            lacking.append(str(error))
     if profile.corpus.kind == "folder":
         if profile.corpus.index is None and profile.corpus.backend is None:
             lacking.append(

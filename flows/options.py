@@ -1,13 +1,16 @@
 """The parameters of the run form, grouped by concern. An empty field takes the profile's own value."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from customdiff_core import concepts, profiles, weights
 from customdiff_core.benchmark.protocol import Protocol, Together, checked
 from customdiff_core.benchmark.protocol import load as load_protocol
+from customdiff_core.benchmark.search import Search
+from customdiff_core.benchmark.search import checked as checked_search
+from customdiff_core.benchmark.search import load as load_search
 from customdiff_core.config import (
     AugmentConfig,
     BackendConfig,
@@ -58,6 +61,9 @@ class ModelOptions(Frozen):
         default=None, description="a Parquet of held-out captioned images, for KID, or a folder of <category>.parquet"
     )
     dino: Path | None = Field(default=None, description="a folder with a ViT of transformers, for DINO image alignment")
+    inception: Path | None = Field(
+        default=None, description="torch-fidelity's Inception weights, for KID as it is published; empty: the judge"
+    )
     device: Device = Field(default="auto", description="auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = Field(default=False, description="less memory for more time, with equal results")
 
@@ -76,6 +82,7 @@ class ModelOptions(Frozen):
             backend=self.backend,
             validation=self.validation,
             dino=self.dino,
+            inception=self.inception,
         )
 
     @property
@@ -153,12 +160,17 @@ class GenerateOptions(Frozen):
     sampler: Literal["dpm-solver++", "ddim"] | None = Field(default=None, description="empty: the profile's")
     steps: int | None = Field(default=None, ge=1, le=1000, description="denoising steps")
     guidance_scale: float | None = Field(default=None, ge=1, description="classifier-free guidance")
+    eta: float | None = Field(default=None, ge=0, le=1, description="DDIM's noise share")
     negative_prompt: str | None = Field(default=None, description="what guidance leads away from")
     batch_size: int | None = Field(default=None, ge=1, description="images denoised together")
 
     def resolve(self, profile: Profile) -> SampleConfig:
         """How it is drawn."""
-        return _filled(profile.evaluate.sample, self)
+        return self.over(profile.evaluate.sample)
+
+    def over(self, usual: SampleConfig) -> SampleConfig:
+        """What is usual, with what is stated."""
+        return _filled(usual, self)
 
 
 class BenchmarkOptions(Frozen):
@@ -172,16 +184,42 @@ class BenchmarkOptions(Frozen):
     prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
     prompts_together: int | None = Field(default=None, ge=1, description="of the prompts for several, the first")
     seeds: int | None = Field(default=None, ge=1, description="images a prompt")
-    sample: SampleConfig | None = Field(default=None, description="how images are drawn")
+    sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
     kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
     kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
     curve: list[float] | None = Field(default=None, description="shares of the steps where the trade-off is measured")
     verdicts: bool | None = Field(default=None, description="say which claims hold")
 
-    def resolve(self, name: str) -> Protocol:
+    def resolve(self, name: str, profile: Profile) -> Protocol:
         """The protocol of data/protocols with what is stated; the night's history is that of its name."""
-        stated = {field: value for field, value in self if value is not None}
-        return checked(Protocol.model_validate(load_protocol(name).model_dump() | stated))
+        return checked(_stated(self, load_protocol(name), profile))
+
+
+class SearchOptions(Frozen):
+    """What is tried, and how it is measured; empty fields take the search's values."""
+
+    concept: str | None = Field(default=None, description="on which settings are chosen")
+    tested: list[str] | None = Field(default=None, description="on which the chosen ones are tested")
+    row: str | None = Field(default=None, description="of the benchmark's table, of one concept")
+    trials: list[dict[str, Any]] | None = Field(
+        default=None, description="settings that differ from the profile's; a list stands for each of its values"
+    )
+    trainings: int | None = Field(default=None, ge=1, description="training seeds of each")
+    lost: float | None = Field(default=None, ge=0, description="text alignment that settings may cost")
+    prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
+    seeds: int | None = Field(default=None, ge=1, description="images a prompt")
+    sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
+    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
+    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
+
+    def resolve(self, name: str, profile: Profile) -> Search:
+        """The search of data/searches with what is stated.
+
+        Raises:
+            ConfigError: for an unknown search, or what does not fit together.
+            ValidationError: for a trial that no training takes.
+        """
+        return checked_search(_stated(self, load_search(name), profile))
 
 
 class MergeOptions(Frozen):
@@ -231,7 +269,7 @@ class EvaluateOptions(Frozen):
     )
     seeds: int | None = Field(default=None, ge=1, description="images a prompt; empty: the profile's")
     kid_images: int | None = Field(default=None, ge=3, description="held-out captions for KID; empty: the profile's")
-    sample: SampleConfig | None = Field(default=None, description="how images are drawn; empty: the profile's")
+    sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
 
     def resolve(self, profile: Profile) -> EvaluateConfig:
         """The stage's settings."""
@@ -241,7 +279,7 @@ class EvaluateOptions(Frozen):
             "seeds": tuple(range(self.seeds)) if self.seeds else usual.seeds,
             "kid_images": kid_images,
             "kid_subset_size": min(usual.kid_subset_size, kid_images),
-            "sample": self.sample or usual.sample,
+            "sample": self.sample.over(usual.sample),
         }
         return usual.model_copy(update=stated)
 
@@ -252,6 +290,17 @@ class EvaluateOptions(Frozen):
             ConfigError: if there are none for so many, or one misses a concept.
         """
         return concepts.prompts_together(count, self.prompts)
+
+
+Measured = TypeVar("Measured", Protocol, Search)
+
+
+def _stated(options: BenchmarkOptions | SearchOptions, usual: Measured, profile: Profile) -> Measured:
+    """What a file of data says, with what the options state; how images are drawn is filled field by field."""
+    stated = {field: value for field, value in options if value is not None and field != "sample"}
+    if options.sample != GenerateOptions():
+        stated["sample"] = options.sample.over(usual.sample or profile.evaluate.sample)
+    return type(usual).model_validate(usual.model_dump() | stated)
 
 
 def _filled(config: Config, options: Frozen) -> Config:

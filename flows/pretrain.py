@@ -16,6 +16,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.config import Device, Runtime, SampleConfig
 from customdiff_core.pretraining.config import PRESETS, PretrainConfig
 from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.weights import model_folder
 from tasks import publish
 from tasks.stores import store
 
@@ -42,6 +43,9 @@ def pretrain(
         device: where it trains.
     """
     config, runtime = PRESETS[size].of(steps, seed), Runtime(device=device)
+    models = {"against": ModelSource(path=against / "openmoji-sd")} if against else {}
+    for source in models.values():
+        model_folder(source)  # hours before it is measured
     drawn = part.scenes(config.world)
     parts = part.adopt(start) if start else trained(drawn, config, runtime)
     latents = part.latents(drawn, parts["vae"], runtime)
@@ -49,9 +53,7 @@ def pretrain(
     parts["unet"] = part.unet(latents, features, config.unet, runtime, parts.get("unet"))
     model = part.assemble(parts)
     folder = store().path(model)
-    models = {"openmoji": ModelSource(path=folder / "openmoji-sd")}
-    if against:
-        models["against"] = ModelSource(path=against)
+    models = {"openmoji": ModelSource(path=folder / "openmoji-sd")} | models
     judge = EncoderSource(model="openmoji-judge", path=folder / "openmoji-judge")
     sample = SampleConfig(sampler="dpm-solver++", steps=25, guidance_scale=config.guidance_scale, batch_size=32)
     figures = part.validate(models, judge, sample, config.validation, runtime)

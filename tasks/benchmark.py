@@ -1,6 +1,7 @@
-"""Tasks of the benchmark: a cell each, the night's table, its page; and which night a run belongs to."""
+"""Tasks of the benchmark and of searches: a cell each, the night's table, its page; and which night a run belongs to."""
 
 from datetime import UTC, date, datetime
+from typing import Any
 
 from prefect import task
 from prefect.client.orchestration import get_client
@@ -13,6 +14,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.benchmark.search import Search
 from customdiff_core.config import Runtime
 from customdiff_core.profiles import Profile
 from tasks.caching import stage
@@ -48,6 +50,21 @@ def report(benchmark: Artifact, protocol: Protocol, profile: Profile) -> Artifac
     from customdiff_core.benchmark.report import report as run
 
     return run(benchmark, protocol, profile, store=store())
+
+
+def choose(tried: tuple[Outcome, ...], search: Search) -> dict[str, Any]:
+    """The settings that did best."""
+    from customdiff_core.benchmark.conclude import choose as run
+
+    return run(tried, search, store())
+
+
+@task(name="conclude", **stage(stages.search))
+def conclude(tried: tuple[Outcome, ...], tested: tuple[Outcome, ...], search: Search, profile: Profile) -> Artifact:
+    """Write down what the search found."""
+    from customdiff_core.benchmark.conclude import conclude as run
+
+    return run(tried, tested, search, profile, store=store())
 
 
 def outcome(cell: Cell, future: PrefectFuture[Artifact]) -> Outcome:

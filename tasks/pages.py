@@ -16,11 +16,13 @@ from PIL import Image
 
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
-from customdiff_core.benchmark.charts import scatter
+from customdiff_core.benchmark.charts import scatter, trials
+from customdiff_core.benchmark.conclude import markdown
 from customdiff_core.benchmark.drift import outside
 from customdiff_core.benchmark.history import METRICS, PAPERS, failed
 from customdiff_core.benchmark.report import claims, night_of
 from customdiff_core.benchmark.report import lines as benchmark_lines
+from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
@@ -300,6 +302,13 @@ def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
             f"{_table(head, rows)}\n\n" + "\n\n".join(charted)
         ),
     )
+
+
+def searched(search: Artifact, wanted: Search, here: Store) -> str:
+    """Every trial's figures, the chosen one in bold, and the test on other concepts."""
+    chart = image(figures.chart_uri(trials(tables.read(here, search, "trials"), wanted), CHART_DPI), "Trials")
+    text = f"{markdown(search, here)}\n\n{chart}"
+    return _page(f"Search {escape(wanted.name)}", search, here, lambda _: text)
 
 
 def generated(samples: Artifact, here: Store) -> str:

@@ -20,6 +20,7 @@ from prefect.logging import get_run_logger
 
 from customdiff_core.artifacts import Artifact
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.progress import Progress
@@ -86,6 +87,11 @@ def reported(concepts: tuple[Concept, ...], report: Artifact) -> None:
 def benchmarked(benchmark: Artifact, report: Artifact, protocol: Protocol) -> None:
     """Show a night's claims and table, and link its page."""
     _send(f"benchmark-{protocol.name}", pages.benchmarked(benchmark, report, store()))
+
+
+def searched(search: Artifact, wanted: Search) -> None:
+    """Show a search's trials, the chosen one and its test."""
+    _send(f"search-{wanted.name}", pages.searched(search, wanted, store()))
 
 
 def generated(samples: Artifact) -> None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from datetime import date
+from typing import Any
 
 from pydantic import Field
 
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.benchmark.rows import Row
-from customdiff_core.config import Frozen
+from customdiff_core.config import FinetuneConfig, Frozen
+from customdiff_core.profiles import Profile
 
 
 class Cell(Frozen):
@@ -19,6 +21,7 @@ class Cell(Frozen):
     prompts: str = Field(default="", description="file in data/prompts, of several concepts")
     seed: int = Field(description="training seed")
     share: float = Field(default=1.0, gt=0, le=1, description="of the steps: below 1 on the trade-off's curve")
+    change: dict[str, Any] = Field(default_factory=dict, description="training settings that differ: a search's trial")
 
     @property
     def what(self) -> Row:
@@ -29,7 +32,13 @@ class Cell(Frozen):
     def name(self) -> str:
         """How a run calls it: "merged cat+dog"."""
         part = "" if self.share == 1 else f" at {self.share:g} of the steps"
-        return f"{self.row} {'+'.join(self.concepts)}{part}, seed {self.seed}"
+        tried = "".join(f", {name} {value}" for name, value in self.change.items())
+        return f"{self.row} {'+'.join(self.concepts)}{part}{tried}, seed {self.seed}"
+
+    def training(self, profile: Profile) -> FinetuneConfig:
+        """The profile's settings for the row's method, with what is changed; the seed and the share are not in it."""
+        config = profile.training(self.what.method)
+        return FinetuneConfig.model_validate(config.model_dump() | self.change) if self.change else config
 
 
 def training_seeds(night: date, count: int) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from customdiff_core import figures
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.history import METRICS
 from customdiff_core.benchmark.rows import Row
+from customdiff_core.benchmark.search import Search
 
 COLOURS = ("#98a0ac", "#d1366f", "#d98324", "#5b7fd1", "#2a9d8f", "#8f5bb5", "#7a8f2a")
 TEXT, IMAGE = "text_alignment", "image_alignment_training"
@@ -61,6 +62,27 @@ def trade_off(curve: pd.DataFrame) -> Figure:
             offset: dict[str, Any] = {"textcoords": "offset points", "xytext": (4, 3)}
             axes.annotate(f"{point['share']:.0%}", place, fontsize=6, color=figures.INK, **offset)
     axes.set_xlabel("text alignment")
+    axes.set_ylabel("image alignment")
+    _legend(figure)
+    return figure
+
+
+def trials(found: Any, search: Search) -> Figure:
+    """A search's trials on its concept, numbered in their order; the chosen one filled, the others open."""
+    figure, axes = figures.chart(4.8, 3.2)
+    mine = found[found["concept"] == search.concept]
+    base, tried = mine[mine["change"] == ""], mine[mine["change"] != ""]
+    axes.scatter(base["text"], base["image"], s=36, marker="s", color=COLOURS[0], label="base model")
+    axes.axvline(float(base["text"].iloc[0]) - search.lost, color=COLOURS[0], linewidth=1, linestyle=":")
+    for place, row in enumerate(tried.to_dict("records"), 1):
+        if not row["trainings"]:
+            continue
+        face = COLOURS[1] if row["chosen"] else "none"
+        axes.plot([row["text"]] * 2, [row["image_low"], row["image_high"]], color=COLOURS[1], linewidth=1)
+        axes.scatter([row["text"]], [row["image"]], s=30, facecolors=face, edgecolors=COLOURS[1])
+        place_of: dict[str, Any] = {"textcoords": "offset points", "xytext": (5, 3)}
+        axes.annotate(str(place), (row["text"], row["image"]), fontsize=6.5, color=figures.INK, **place_of)
+    axes.set_xlabel("text alignment (dotted: the least that is allowed)")
     axes.set_ylabel("image alignment")
     _legend(figure)
     return figure

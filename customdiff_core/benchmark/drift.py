@@ -39,13 +39,14 @@ def limits(before: Sequence[float], charts: int) -> tuple[float, float]:
 def drift(cells: Any, night: str) -> list[tables.Row]:
     """One row a night of every chart: row, metric, night, value, low, high, outside.
 
-    Nights count whose concepts are those of this night. The base model's rows are left out: nothing is trained there.
+    Nights count whose concepts and judges are those of this night. The base model's rows are left out: nothing is trained there.
 
     Args:
         cells: the history, this night's included.
         night: this one.
     """
     whole = cells[(cells["share"] == 1) & (cells["status"] == "measured")]
+    whole = whole[whole["judges"].isin(set(whole.loc[whole["night"] == night, "judges"]))]
     charts = [
         (row.name, metric, series)
         for row in rows.ROWS.values()

@@ -9,7 +9,7 @@ from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.outcomes import Outcome
-from customdiff_core.recipes import Recipe
+from customdiff_core.recipes import Recipe, digest_of
 
 KIND = "benchmark"
 METRICS = {
@@ -49,6 +49,11 @@ def settings_key(recipe: Recipe) -> str:
     return recipe.model_copy(update={"config": config}).key
 
 
+def judges_key(recipe: Recipe) -> str:
+    """What figures have in common that may be compared night by night: the encoders that they are seen by."""
+    return digest_of([recipe.inputs.get(name, "") for name in ("judge", "dino", "inception")])
+
+
 def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str, object]:
     cell, made = outcome.cell, outcome.made
     found: dict[str, object] = {
@@ -62,6 +67,7 @@ def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str
         "error": outcome.error,
         "cell": made.key if made else "",
         "settings": settings_key(store.manifest(made).recipe) if made else "",
+        "judges": judges_key(store.manifest(made).recipe) if made else "",
     }
     found |= dict.fromkeys(METRICS, nan)
     if made:

@@ -86,8 +86,8 @@ def measure(
 
 
 def training(cell: Cell, protocol: Protocol, profile: Profile) -> FinetuneConfig:
-    """The settings of a cell's trainings: the profile's for the method, with the cell's seed and share of the steps."""
-    config = profile.training(cell.what.method)
+    """The settings of a cell's trainings, with its seed and its share of the steps."""
+    config = cell.training(profile)
     steps = max(1, round(config.steps * cell.share * protocol.share))
     changed: dict[str, object] = {"steps": steps, "seed": cell.seed}
     if not cell.what.regularized:  # an ablation changes nothing else: the rates stay as with regularization
@@ -191,16 +191,14 @@ class Work:
                 features, config = self._kid_features(samples), self.config
                 value, count = kid(*features, config.kid_subset_size, config.kid_subsets), len(features[0])
             ends = {"ci_low": low + value - centre, "ci_high": high + value - centre}
-            extractor = self.profile.dino if str(metric).startswith("dino") else self.profile.judge
-            rows.append(
-                {"metric": metric, "extractor": extractor.name if extractor else "", "value": value, **ends, "n": count}
-            )
+            extractor = self.judge.extractor(str(metric))
+            rows.append({"metric": metric, "extractor": extractor, "value": value, **ends, "n": count})
         return rows
 
     def _kid_features(self, samples: dict[str, Artifact]) -> tuple[Vectors, Vectors]:
         drawn = tables.read(self.store, samples["kid_samples"], "samples", ["image"])["image"].tolist()
         real = tables.read(self.store, samples["validation"], "validation", ["image"])["image"].tolist()
-        return self.judge.images(drawn), self.judge.images(real)
+        return self.judge.kid_features(drawn), self.judge.kid_features(real)
 
     def _generate(self, prompts: tuple[str, ...], seeds: tuple[int, ...], delta: Artifact | None) -> Artifact:
         return generate(

@@ -8,6 +8,7 @@ paper               the paper's: 20 prompts x 50 images, 8 x 50 for pairs, DDIM 
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -78,18 +79,30 @@ def load(name: str, data: Path | None = None) -> Protocol:
     Raises:
         ConfigError: for an unknown name, or a file that is no protocol.
     """
-    known = names(data)
+    return checked(read(Protocol, _folder(data), name))
+
+
+Fields = TypeVar("Fields", bound=Frozen)
+
+
+def read(kind: type[Fields], folder: Path, name: str) -> Fields:
+    """Read `<folder>/<name>.yaml` as the fields of a class; the file's name is one of them.
+
+    Raises:
+        ConfigError: for an unknown name, or a file that has other fields.
+    """
+    known, what = sorted(path.stem for path in folder.glob("*.yaml")), kind.__name__.lower()
     if name not in known:
-        raise ConfigError(f"protocol: found {name!r}, need one of {', '.join(known)}{did_you_mean(name, known)}")
-    path = _folder(data) / f"{name}.yaml"
+        raise ConfigError(f"{what}: found {name!r}, need one of {', '.join(known)}{did_you_mean(name, known)}")
+    path = folder / f"{name}.yaml"
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return checked(Protocol.model_validate({"name": name} | content))
+        return kind.model_validate({"name": name} | content)
     except (yaml.YAMLError, TypeError) as error:
         raise ConfigError(f"{path}: found text that is not YAML fields, need `key: value` lines") from error
     except ValidationError as error:
         wrong = ", ".join(f"{'.'.join(map(str, one['loc']))} ({one['msg']})" for one in error.errors())
-        allowed = ", ".join(Protocol.model_fields)
+        allowed = ", ".join(kind.model_fields)
         raise ConfigError(f"{path}: found {wrong} wrong, need the fields {allowed}; correct it") from error
 
 

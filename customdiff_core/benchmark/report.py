@@ -1,6 +1,8 @@
 """Report: one self-contained page about a night of the benchmark, made to be printed and read on a phone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,16 @@ class Judged:
     tests: list[Difference]
 
 
+@dataclass(frozen=True)
+class Detail:
+    """A concept, or several together: each row's figures, and each prompt's by every row."""
+
+    concepts: str
+    titles: list[str]
+    measured: list[tuple[str, list[float]]]
+    prompts: list[tuple[str, list[tuple[float, float]]]]
+
+
 def report(benchmark: Artifact, protocol: Protocol, profile: Profile, *, store: Store) -> Artifact:
     """Write the page.
 
@@ -88,6 +100,7 @@ def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Sto
     cells = tables.read(store, benchmark, KIND)
     tonight: Any = cells[cells["night"] == night]
     whole = tonight[(tonight["share"] == 1) & (tonight["status"] == "measured")]
+    extra = [name for name in EXTRA if (table["metric"] == name).any()]
     kinds = [(together, lines(table, together=together)) for together in (False, True)]
     return template(stages.BENCHMARK_TEMPLATE).render(
         protocol=protocol,
@@ -110,10 +123,11 @@ def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Sto
         outside=tables.records(drift[(drift["night"] == night) & drift["outside"].astype(bool)]) if len(drift) else [],
         needed=NIGHTS,
         grids=grids(whole, store),
+        details=details(whole, (*PAPERS, *extra), store),
         failed=tables.records(tonight[tonight["status"] == "failed"]),
         measured=int((tonight["status"] == "measured").sum()),
         metrics=METRICS,
-        extra=[name for name in EXTRA if (table["metric"] == name).any()],
+        extra=extra,
         papers=PAPERS,
         titles={name: row.title for name, row in rows.ROWS.items()},
         recipe=store.manifest(benchmark),
@@ -180,6 +194,46 @@ def grids(cells: Any, store: Store) -> list[tuple[str, list[str], list[tuple[str
                 prompts = prompts or first["prompt"].tolist()
         found.append((str(concepts), prompts, strips))
     return found
+
+
+def details(cells: Any, metrics: tuple[str, ...], store: Store) -> list[Detail]:
+    """This night's figures concept by concept and prompt by prompt: means over training and sampling seeds.
+
+    Args:
+        cells: whole trainings of a night.
+        metrics: columns of the concepts' tables; a prompt has text and image alignment.
+        store: where the cells' scores are; prompts whose scores or images are gone are left out.
+    """
+    found: list[Detail] = []
+    for concepts, part in cells.groupby("concepts", sort=False):
+        means = part.groupby("row", sort=False)[list(metrics)].mean()
+        titles = [rows.get(str(row)).title for row in means.index]
+        by_row = {row: _by_prompt(mine["cell"], store) for row, mine in part.groupby("row", sort=False)}
+        drawn = samples_of(part["cell"].iloc[0], store)
+        said = {} if drawn is None else dict(zip(drawn["prompt_id"], drawn["prompt"], strict=True))
+        prompts = [
+            (text, [by_row[row].get(number, (nan, nan)) for row in means.index])
+            for number, text in sorted(said.items())
+        ]
+        measured = [
+            (title, [float(value) for value in means.loc[row]]) for title, row in zip(titles, means.index, strict=True)
+        ]
+        found.append(Detail(str(concepts), titles, measured, prompts))
+    return found
+
+
+def _by_prompt(cells: Iterable[str], store: Store) -> dict[int, tuple[float, float]]:
+    """Text and image alignment of each prompt, over all seeds of all these cells."""
+    paths = [store.root / "cell" / cell / "scores.parquet" for cell in cells]
+    scores = [pd.read_parquet(path) for path in paths if path.is_file()]
+    if not scores:
+        return {}
+    wanted = list(PAPERS[:2])
+    table = pd.concat(scores).pivot_table(index="prompt_id", columns="metric", values="value")[wanted].dropna()
+    return {
+        int(number): (float(text), float(image))
+        for number, (text, image) in zip(table.index, table.to_numpy(), strict=True)
+    }
 
 
 def samples_of(cell: str, store: Store) -> Any:

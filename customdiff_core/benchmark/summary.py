@@ -58,7 +58,8 @@ class Evidence:
 
     def __post_init__(self) -> None:
         whole = (self.cells["share"] == 1) & (self.cells["status"] == "measured")
-        self.cells = self.cells[whole].sort_values(["night", "seed"], kind="stable")
+        judges = self.cells["judges"].isin(set(self.cells.loc[whole & (self.cells["night"] == self.night), "judges"]))
+        self.cells = self.cells[whole & judges].sort_values(["night", "seed"], kind="stable")
 
     def figure(self, metric: str, row: str) -> Figure | None:
         """A row's mean; None where it was not measured."""

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
+from customdiff_core.artifacts import Store
 from customdiff_core.cli.bars import console
 from customdiff_core.cli.machine import told
-
-START, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 
 
 def lay_out(
@@ -27,26 +26,38 @@ def lay_out(
 
 
 def table(
-    protocol: Annotated[str, typer.Argument(help="A file of data/protocols.")] = "openmoji-nightly",
+    name: Annotated[str, typer.Argument(help="A file of data/protocols or data/searches.")] = "openmoji-nightly",
     readme: Annotated[
         Path | None, typer.Option(help="A file in which the table between its two marks is renewed.")
     ] = None,
 ) -> None:
-    """Write the newest benchmark's table as Markdown, from benchmark.parquet and the scores behind it."""
-    from customdiff_core.artifacts import Store
-    from customdiff_core.benchmark.report import markdown, night_of
+    """Write the newest benchmark's or search's table as Markdown, from its Parquet files."""
+    from customdiff_core.benchmark import search
     from customdiff_core.errors import ConfigError
 
     with told():
         store = Store()
-        newest = store.newest("benchmark", protocol=protocol)
-        text = f"Night of {night_of(newest, store)}, protocol `{protocol}`:\n\n{markdown(newest, store)}"
+        kind, text = ("search", _trials(name, store)) if name in search.names() else ("benchmark", _night(name, store))
         if readme is None:
             console.print(text, markup=False, soft_wrap=True)
             return
-        before, found, rest = readme.read_text(encoding="utf-8").partition(START)
-        _, closed, after = rest.partition(END)
+        start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
+        before, found, rest = readme.read_text(encoding="utf-8").partition(start)
+        _, closed, after = rest.partition(end)
         if not found or not closed:
-            raise ConfigError(f"{readme}: found no {START} ... {END}, need both marks around the table; add them")
-        readme.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+            raise ConfigError(f"{readme}: found no {start} ... {end}, need both marks around the table; add them")
+        readme.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
         console.print(f"{readme}: renewed", markup=False)
+
+
+def _night(name: str, store: Store) -> str:
+    from customdiff_core.benchmark.report import markdown, night_of
+
+    newest = store.newest("benchmark", protocol=name)
+    return f"Night of {night_of(newest, store)}, protocol `{name}`:\n\n{markdown(newest, store)}"
+
+
+def _trials(name: str, store: Store) -> str:
+    from customdiff_core.benchmark.conclude import markdown
+
+    return markdown(store.newest("search", search=name), store)

@@ -9,7 +9,7 @@ so the same bits. What is damaged is computed again.
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,6 +52,22 @@ def embedded(
         known |= dict(zip(new, vectors, strict=True))
         _write(path, {digest: known[digest] for digest in new})
     return np.stack([known[digest] for digest in digests])
+
+
+def forget(digests: Collection[str] | None, store: Store) -> None:
+    """Remove the vectors of these, of every encoder; of all where it is not known which. They can be made anew."""
+    for path in store.root.glob(f"checkpoints/embeddings/*/{FILE}"):
+        if digests is None:
+            path.unlink(missing_ok=True)
+            continue
+        try:
+            with _opened(path) as connection:
+                connection.execute("PRAGMA secure_delete = ON")  # overwritten, and not only unlisted
+                connection.executemany("DELETE FROM vectors WHERE digest = ?", [(one,) for one in digests])
+        except sqlite3.OperationalError:
+            raise  # held by another process, or a full disk: the vectors are still there
+        except sqlite3.DatabaseError:
+            path.unlink(missing_ok=True)  # damaged
 
 
 @contextmanager

@@ -53,8 +53,8 @@ def evaluate(
         real = validation(concept, profile, config.kid_images, store=store)
         samples = _sample_sets(concept, delta, real, profile, config, store, runtime, progress)
         scores = pd.concat([_scores(concept, subject, samples[subject], judge, store) for subject in SUBJECTS])
-        rows = _alignment_rows(scores, profile, config)
-        rows += _kid_rows(real, samples, profile, config, judge, store)
+        rows = _alignment_rows(scores, judge, config)
+        rows += _kid_rows(real, samples, config, judge, store)
         tables.write(folder / "scores.parquet", scores)
         sources = {**samples, "validation": real}
         tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in sources.items()])
@@ -149,13 +149,13 @@ def _identity(concept: Concept, drawn: list[bytes], seen: Vectors, judge: Judge)
     }
 
 
-def _alignment_rows(scores: pd.DataFrame, profile: Profile, config: EvaluateConfig) -> list[tables.Row]:
+def _alignment_rows(scores: pd.DataFrame, judge: Judge, config: EvaluateConfig) -> list[tables.Row]:
     rows: list[tables.Row] = []
     for metric, grids in grids_of(scores):
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
             low, high = crossed_interval(grid[None], config.confidence)
-            rows.append(_row(subject, metric, profile, float(grid.mean()), low, high, grid.size))
+            rows.append(_row(subject, metric, judge, float(grid.mean()), low, high, grid.size))
     return rows
 
 
@@ -169,24 +169,26 @@ def grids_of(scores: pd.DataFrame) -> Iterator[tuple[str, dict[str, npt.NDArray[
 
 
 def _kid_rows(
-    real: Artifact, samples: dict[str, Artifact], profile: Profile, config: EvaluateConfig, judge: Judge, store: Store
+    real: Artifact, samples: dict[str, Artifact], config: EvaluateConfig, judge: Judge, store: Store
 ) -> list[tables.Row]:
     """KID of both models on the category's held-out captions; the difference says what customization forgot."""
-    true = judge.images(tables.read(store, real, "validation", ["image"])["image"].tolist())
+    true = judge.kid_features(tables.read(store, real, "validation", ["image"])["image"].tolist())
     rows: list[tables.Row] = []
     for subject in SUBJECTS:
-        drawn = judge.images(tables.read(store, samples[f"kid_{subject}"], "samples", ["image"])["image"].tolist())
+        drawn = judge.kid_features(
+            tables.read(store, samples[f"kid_{subject}"], "samples", ["image"])["image"].tolist()
+        )
         value = kid(drawn, true, config.kid_subset_size, config.kid_subsets)
         low, high = kid_interval(drawn, true, config.confidence)
-        rows.append(_row(subject, "kid", profile, value, low, high, len(drawn)))
+        rows.append(_row(subject, "kid", judge, value, low, high, len(drawn)))
     return rows
 
 
-def _row(subject: str, metric: str, profile: Profile, value: float, low: float, high: float, n: int) -> tables.Row:
+def _row(subject: str, metric: str, judge: Judge, value: float, low: float, high: float, n: int) -> tables.Row:
     return {
         "subject": subject,
         "metric": metric,
-        "extractor": profile.judge.name,
+        "extractor": judge.extractor(metric),
         "value": value,
         "ci_low": low,
         "ci_high": high,

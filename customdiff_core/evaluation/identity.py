@@ -47,11 +47,21 @@ def colours(picture: Image.Image) -> Vectors:
         high, low = shown.max(axis=1), shown.min(axis=1)
         chroma = high - low
         grey = chroma < COLOURLESS
-        np.add.at(counts, HUES + np.minimum((high[grey] * GREYS).astype(int), GREYS - 1), 1)
+        level = (high[grey] * GREYS - 0.5).clip(0, GREYS - 1)
+        _spread(counts[HUES:], level, np.ones(len(level)), np.minimum(np.floor(level) + 1, GREYS - 1))
         # Weak colours count little: an antialiased edge is no paint.
-        np.add.at(counts, (_hue(shown[~grey]) * HUES).astype(int) % HUES, chroma[~grey])
+        hue = _hue(shown[~grey]) * HUES
+        _spread(counts[:HUES], hue, chroma[~grey], (np.floor(hue) + 1) % HUES)
         counts = np.sqrt(counts / counts.sum())
     return counts.astype(np.float32)
+
+
+def _spread(counts: Scores, place: Scores, weight: Scores, after: Scores) -> None:
+    """Share each weight between the two bins that its place lies between: no colour is near an edge."""
+    first = np.floor(place).astype(int) % len(counts)
+    share = place - np.floor(place)
+    np.add.at(counts, first, weight * (1 - share))
+    np.add.at(counts, after.astype(int), weight * share)
 
 
 def _foreground(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

@@ -10,15 +10,16 @@ from customdiff_core.config import Runtime
 from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.dino import Dino
 from customdiff_core.evaluation.embeddings import embedded
+from customdiff_core.evaluation.inception import Inception
 from customdiff_core.profiles import Profile, VisionSource
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.encoder import Encoder, Vectors
-from customdiff_core.weights import encoder_digest, vision_digest
+from customdiff_core.weights import encoder_digest, inception_digest, vision_digest
 
 
 @dataclass
 class Judge:
-    """The evaluation CLIP, and DINO where the profile has one; what they have seen before comes from the store."""
+    """The evaluation CLIP, and DINO and Inception where the profile has them; what they have seen comes from the store."""
 
     profile: Profile
     store: Store
@@ -33,6 +34,12 @@ class Judge:
     def dino(self) -> Dino:
         """The ViT itself."""
         return Dino(self._dino_source, self.runtime.device)
+
+    @cached_property
+    def inception(self) -> Inception:
+        """Inception itself; only where the profile has it."""
+        assert self.profile.inception is not None
+        return Inception(self.profile.inception, self.runtime.device)
 
     @property
     def _dino_source(self) -> VisionSource:
@@ -56,6 +63,20 @@ class Judge:
         recipe = stages.vision_embeddings(vision_digest(self._dino_source))
         return self._images(data, recipe, lambda: self.dino)
 
+    def kid_features(self, data: Sequence[bytes]) -> Vectors:
+        """Embed encoded images as KID wants them, with `profile.kid_extractor`: (N, D)."""
+        source = self.profile.inception
+        if source is None:
+            return self.images(data)
+        recipe = stages.inception_embeddings(inception_digest(source))
+        return self._images(data, recipe, lambda: self.inception)
+
+    def extractor(self, metric: str) -> str:
+        """Whose space a metric is measured in."""
+        if metric == "kid":
+            return self.profile.kid_extractor
+        return self._dino_source.name if metric.startswith("dino") else self.profile.judge.name
+
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts with CLIP: (N, D)."""
         names = [recipes.digest_of(["text", text]) for text in texts]
@@ -64,7 +85,9 @@ class Judge:
             names, recipe, lambda places: self.encoder.texts([texts[place] for place in places]), store=self.store
         )
 
-    def _images(self, data: Sequence[bytes], recipe: Recipe, encoder: Callable[[], Encoder | Dino]) -> Vectors:
+    def _images(
+        self, data: Sequence[bytes], recipe: Recipe, encoder: Callable[[], Encoder | Dino | Inception]
+    ) -> Vectors:
         names = [images.digest(one) for one in data]
         return embedded(
             names,

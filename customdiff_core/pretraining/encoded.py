@@ -11,6 +11,7 @@ from torch import Tensor
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime
 from customdiff_core.devices import resolve_device
+from customdiff_core.errors import TrainingError
 from customdiff_core.pretraining import clip as clips
 from customdiff_core.pretraining import corpus, stages
 from customdiff_core.pretraining import tokenizer as tokenizers
@@ -85,7 +86,17 @@ def features(
 
 
 def load(store: Store, pictures: Artifact, captions: Artifact, split: str) -> Encoded:
-    """Open the "training" or the "held_out" scenes."""
+    """Open the "training" or the "held_out" scenes.
+
+    Raises:
+        TrainingError: if pictures and captions are of different scenes.
+    """
+    scenes = [store.manifest(one).recipe.inputs["scenes"] for one in (pictures, captions)]
+    if scenes[0] != scenes[1]:
+        raise TrainingError(
+            f"pretraining: found latents of the scenes {scenes[0][:16]} and captions of {scenes[1][:16]}, need both of the "
+            "same; encode one of them anew"
+        )
     parts = [load_file(store.path(one) / f"{split}.safetensors") for one in (pictures, captions)]
     return Encoded(**parts[0], **parts[1])
 

@@ -128,8 +128,7 @@ class Pretraining:
             }
             if slots:
                 self.optimizer.state[tensor] = {
-                    slot: state[key].clone() if slot == "step" else state[key].to(tensor.device)
-                    for slot, key in slots.items()
+                    slot: state[key].clone().to(tensor.device) for slot, key in slots.items()
                 }
 
 

@@ -116,9 +116,9 @@ def fidelity(model: Any, pictures: Pictures) -> float:
     """Mean PSNR of (N, h, w, 3) bytes encoded and decoded, dB: 10 log10(1 / MSE) of each picture in 0..1."""
     errors: list[Tensor] = []
     for start in range(0, len(pictures), BATCH):
-        batch = as_tensor(pictures[start : start + BATCH])
+        batch = as_tensor(pictures[start : start + BATCH]).to(model.device)
         back = model.decode(model.encode(2 * batch - 1).latent_dist.mean).sample.clamp(-1, 1)
-        errors.append((back / 2 + 0.5 - batch).square().flatten(1).mean(1))
+        errors.append((back / 2 + 0.5 - batch).square().flatten(1).mean(1).cpu())
     return float((-10 * torch.log10(torch.cat(errors))).mean())
 
 

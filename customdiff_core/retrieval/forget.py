@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from customdiff_core import images
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.errors import RetrievalError
+from customdiff_core.evaluation import embeddings
 from customdiff_core.retrieval.fetch import url_digest
 from customdiff_core.retrieval.known import forgotten, remember_forgotten
 
@@ -21,7 +24,7 @@ class Forgotten:
 
     Args:
         digest: the link's SHA-256, which alone is kept, so that it is never fetched again.
-        artifacts: those that hold the picture, and all that were made from them.
+        artifacts: those that hold the picture, and all that were made from them; the vectors of their images go too.
         folders: half-finished work that holds it: pictures of broken-off retrievals, checkpoints of trainings.
         producers: the runs that made them, whose pages in the UI may show it.
     """
@@ -76,6 +79,11 @@ def forget(url: str, store: Store) -> Forgotten:
             f"forget: found nothing of {url} in {store.root}, need the link as regularization.parquet has it; copy it from there"
         )
     remember_forgotten(store, planned.digest)  # first: a run that goes on meanwhile must not fetch it again
+    try:
+        seen = {digest for artifact in planned.artifacts for digest in _images(store.path(artifact))}
+    except (pa.ArrowException, OSError):
+        seen = None  # a damaged table does not say what it held
+    embeddings.forget(seen, store)
     for artifact in planned.artifacts:
         shutil.rmtree(store.path(artifact), ignore_errors=True)
     for folder in planned.folders:
@@ -91,6 +99,13 @@ def _kinds(store: Store) -> list[str]:
 def _holds(folder: Path, url: str) -> bool:
     path = folder / f"{SOURCE}.parquet"
     return path.exists() and url in pq.read_table(path, columns=["url"])["url"].to_pylist()
+
+
+def _images(folder: Path) -> set[str]:
+    """The digests of all images in an artifact's tables."""
+    tables = [path for path in folder.glob("*.parquet") if "image" in pq.read_schema(path).names]
+    found = (pq.read_table(path, columns=["image"])["image"].to_pylist() for path in tables)
+    return {images.digest(one) for column in found for one in column if isinstance(one, bytes)}
 
 
 def _made_from(manifest: Manifest, found: Iterable[Manifest]) -> bool:

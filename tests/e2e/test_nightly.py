@@ -122,6 +122,22 @@ def test_the_schedule_makes_runs_and_the_automation_is_taken(stack: Stack) -> No
     assert made.returncode == 0, made.stdout + made.stderr
 
 
+def test_a_search_chooses_on_one_concept_and_tests_on_another(stack: Stack, first: dict[str, Any]) -> None:
+    small = {name: SMALL["change"][name] for name in ("prompts", "seeds", "sample", "kid_images", "kid_subset_size")}
+    trials = [{"steps": [1, 2]}, {"steps": 3, "learning_rate": 1e30}]  # whose loss is soon no number
+    change = small | {"concept": "cat", "tested": ["dog"], "trials": trials, "trainings": 1, "lost": 5}
+    run = stack.run("search/custom-diffusion", change=change)
+    shown = stack.artifacts(run["id"])["search-openmoji-custom-diffusion"]
+    assert "Tested on dog" in shown
+    assert "failed: TrainingError" in shown
+    assert "data:image/" in shown
+    found = next(one.artifact for one in stack.store.manifests("search") if run["id"] in one.producer)
+    table = tables.read(stack.store, found, "trials")
+    assert list(table["concept"]) == ["cat"] * 4 + ["dog"] * 2
+    best = table[table["concept"] == "cat"].iloc[1:]["image"].idxmax()
+    assert list(table.index[table["chosen"] & (table["concept"] == "cat")]) == [best]
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_fits_desktop_and_phone(

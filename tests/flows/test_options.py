@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from customdiff_core import concepts, profiles
 from customdiff_core.benchmark.protocol import Together
 from customdiff_core.benchmark.protocol import load as load_protocol
-from customdiff_core.config import SampleConfig
+from customdiff_core.benchmark.search import load as load_search
 from customdiff_core.errors import ConfigError, WeightsError
 from customdiff_core.finetuning import methods
 from customdiff_core.settings import REPOSITORY
@@ -17,9 +17,11 @@ from flows.options import (
     AugmentOptions,
     BenchmarkOptions,
     EvaluateOptions,
+    GenerateOptions,
     MergeOptions,
     ModelOptions,
     RetrieveOptions,
+    SearchOptions,
     TrainOptions,
 )
 
@@ -35,10 +37,9 @@ def test_stated_fields_win() -> None:
     profile = profiles.get("openmoji")
     assert TrainOptions(steps=7, learning_rate=1e-4).resolve(profile).steps == 7
     assert TrainOptions(steps=7, learning_rate=1e-4).resolve(profile).learning_rate == 1e-4
-    sample = SampleConfig(steps=9)
-    evaluation = EvaluateOptions(seeds=3, kid_images=50, sample=sample).resolve(profile)
+    evaluation = EvaluateOptions(seeds=3, kid_images=50, sample=GenerateOptions(steps=9)).resolve(profile)
     assert (evaluation.seeds, evaluation.kid_images, evaluation.kid_subset_size) == ((0, 1, 2), 50, 50)
-    assert evaluation.sample == sample
+    assert evaluation.sample == profile.evaluate.sample.model_copy(update={"steps": 9})
 
 
 def test_a_method_brings_its_own_settings_and_stated_ones_win() -> None:
@@ -105,17 +106,47 @@ def test_retrieval_can_be_pointed_elsewhere_and_told_what_a_link_may_cost() -> N
 
 
 def test_a_protocol_takes_what_is_stated_and_is_checked() -> None:
-    plain = BenchmarkOptions().resolve("openmoji-nightly")
+    plain = BenchmarkOptions().resolve("openmoji-nightly", profiles.get("openmoji"))
     assert plain == load_protocol("openmoji-nightly")
     changed = BenchmarkOptions(seeds=3, rows=["joint"], together=[Together(concepts=("a", "b"))]).resolve(
-        "openmoji-nightly"
+        "openmoji-nightly", profiles.get("openmoji")
     )
     assert (changed.seeds, changed.rows, changed.name) == (3, ("joint",), "openmoji-nightly")
     assert changed.concepts == plain.concepts
     with pytest.raises(ConfigError, match="row: found 'jiont'"):
-        BenchmarkOptions(rows=["jiont"]).resolve("openmoji-nightly")
+        BenchmarkOptions(rows=["jiont"]).resolve("openmoji-nightly", profiles.get("openmoji"))
     with pytest.raises(ConfigError, match="found kid_subset_size 100, need at most kid_images 8"):
-        BenchmarkOptions(kid_images=8).resolve("openmoji-nightly")
+        BenchmarkOptions(kid_images=8).resolve("openmoji-nightly", profiles.get("openmoji"))
+
+
+def test_how_images_are_drawn_is_filled_field_by_field() -> None:
+    profile = profiles.get("sd14")
+    changed = BenchmarkOptions(sample=GenerateOptions(steps=50)).resolve("openmoji-nightly", profile)
+    assert changed.sample == profile.evaluate.sample.model_copy(update={"steps": 50})
+    stated = SearchOptions(sample=GenerateOptions(eta=0.5)).resolve("openmoji-custom-diffusion", profile)
+    assert stated.sample == profile.evaluate.sample.model_copy(update={"eta": 0.5})
+
+
+def test_a_search_takes_what_is_stated_and_is_checked() -> None:
+    profile = profiles.get("openmoji")
+    plain = SearchOptions().resolve("openmoji-custom-diffusion", profile)
+    assert plain == load_search("openmoji-custom-diffusion")
+    changed = SearchOptions(trials=[{"steps": [5, 6]}], tested=[]).resolve("openmoji-custom-diffusion", profile)
+    assert (changed.trials, changed.tested, changed.concept) == (({"steps": 5}, {"steps": 6}), (), plain.concept)
+    for options, words in (
+        (SearchOptions(concept="dog"), "found dog and the test on dog, teddybear, need each concept once"),
+        (SearchOptions(row="merged"), "found the row merged, need one that learns one concept"),
+        (SearchOptions(kid_images=20), "found kid_subset_size 30, need at most kid_images 20"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            options.resolve("openmoji-custom-diffusion", profile)
+    with pytest.raises(ValidationError, match="stpes"):
+        SearchOptions(trials=[{"stpes": 3}]).resolve("openmoji-custom-diffusion", profile)
+
+
+def test_encoders_that_are_not_there_are_said_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"(?s)none: found no config.json.*none.pth: found no file"):
+        ModelOptions(dino=tmp_path / "none", inception=tmp_path / "none.pth").resolve()
 
 
 def test_the_benchmarks_deployments_name_protocols_that_there_are_and_one_has_a_schedule() -> None:

@@ -104,6 +104,16 @@ def test_nights_of_equal_settings_are_further_trainings(store: Store, night: Nig
     )  # other settings, other trainings
 
 
+def test_nights_of_other_judges_are_not_compared(store: Store, night: Night) -> None:
+    for number in range(4):
+        night(NIGHT + timedelta(days=number))
+    other = night(NIGHT + timedelta(days=4), levels={("custom-diffusion", "text_alignment"): 5.0}, judge="another")
+    assert set(read(store, other, "drift")["night"]) == {"2026-03-05"}
+    assert outside(other, NIGHT + timedelta(days=4), store) == []
+    table = read(store, other, "table").set_index(["row", "metric"])
+    assert isnan(table.loc[("custom-diffusion", "text_alignment"), "last_night"])
+
+
 def test_the_same_method_with_other_seeds_differs_within_the_intervals(store: Store, night: Night) -> None:
     """The noise floor: rows of one true level, told apart by no more than chance."""
     told, all_ = 0, 0

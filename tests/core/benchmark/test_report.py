@@ -3,10 +3,13 @@
 import re
 from datetime import timedelta
 
+import pandas as pd
 import pytest
 
+from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.benchmark.report import markdown, render, report
+from customdiff_core.benchmark.history import PAPERS
+from customdiff_core.benchmark.report import details, markdown, render, report
 from customdiff_core.profiles import Profile
 
 from ...handmade import EVIL
@@ -57,6 +60,22 @@ def test_it_has_every_row_its_pictures_charts_and_costs(page: str) -> None:
     assert len(re.findall(r'alt="cat, ', page)) == 6
     assert len(re.findall(r'alt="cat\+dog, ', page)) == len(ROWS) - 6
     assert "2.20 %" in words(page)
+
+
+def test_it_tells_concept_by_concept_and_prompt_by_prompt(told: tuple[Store, Artifact], page: str) -> None:
+    store, made = told
+    cells = tables.read(store, made, "benchmark")
+    tonight = cells[(cells["night"] == "2026-03-05") & (cells["share"] == 1) & (cells["status"] == "measured")]
+    found = {one.concepts: one for one in details(tonight, PAPERS, store)}
+    assert list(found) == ["cat", "dog", "house", "cat+dog", "dog+house"]
+    one = found["dog"]
+    mine = tonight[(tonight["concepts"] == "dog") & (tonight["row"] == "custom-diffusion")].iloc[0]
+    assert dict(one.measured)["Custom Diffusion"] == pytest.approx([mine[name] for name in PAPERS])
+    scores = pd.read_parquet(store.root / "cell" / mine["cell"] / "scores.parquet")
+    mean = scores[(scores["metric"] == "text_alignment") & (scores["prompt_id"] == 2)]["value"].mean()
+    assert one.prompts[2][1][one.titles.index("Custom Diffusion")][0] == pytest.approx(mean)
+    assert len(one.prompts) == PROTOCOL.prompts
+    assert f"{mean:.2f}".replace("-", "−") in words(page)
 
 
 def test_it_asks_nobody_for_anything(page: str) -> None:

@@ -39,6 +39,29 @@ def test_the_nearest_picture_decides():
     assert recognised(seen, own, others).tolist() == [1, 0, 1]
 
 
+def test_a_change_that_nobody_sees_changes_little():
+    """Ruby and petrol lie where two hues meet: a few of 255 must not make another colour of them."""
+    for seen, again in (("#c2185b", "#c2165d"), ("#0f6e72", "#0f6a76"), ("#ff0000", "#ff0404"), ("#ff0000", "#ff0004")):
+        pair = [colours(spot(inside, "#ffffff")) for inside in (seen, again)]
+        assert pair[0] @ pair[1] > 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_true_pictures_a_little_off_are_still_told_apart(name: str):
+    concept = concepts.load(name)
+
+    def palette(folder: str, change: int) -> np.ndarray:
+        group = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}[folder]
+        pictures = [
+            np.asarray(images.open_trusted(concept.read(one, folder)).convert("RGB")).astype(int) for one in group
+        ]
+        shifted = [(one + np.array([0, -change, change])).clip(0, 255).astype(np.uint8) for one in pictures]
+        return np.stack([colours(Image.fromarray(one)) for one in shifted])
+
+    for change in (2, 4):
+        assert recognised(palette("held_out", change), palette("images", 0), palette("others", 0)).mean() >= 0.8
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_true_pictures_are_told_from_look_alikes_by_their_colours(name: str):
     """The witness itself: each held-out picture, against the training pictures and the look-alikes."""

@@ -84,7 +84,7 @@ def test_the_pooled_interval_of_these_concepts_covers_their_mean(size: tuple[int
     for number in range(1000):
         low, high = pooled_interval(concepts(np.random.default_rng(number), size), 0.95)
         covered += low <= 0 <= high
-    assert 0.92 <= covered / 1000 <= 0.98
+    assert 0.92 <= covered / 1000 <= 0.97
 
 
 def test_pooling_trainings_of_several_concepts_narrows_it() -> None:

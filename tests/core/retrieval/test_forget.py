@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from customdiff_core import tables
+from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.errors import RetrievalError
+from customdiff_core.evaluation import embeddings
+from customdiff_core.evaluation.embeddings import embedded
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.fetch import url_digest
 from customdiff_core.retrieval.forget import forget, plan
@@ -46,6 +49,49 @@ def test_a_picture_goes_with_everything_made_from_it_and_nothing_else(store: Sto
     for name, artifact in chain.items():
         assert store.path(artifact).exists() == name.endswith("without")
     assert removed.producers == ("test",)
+
+
+def test_the_vectors_of_what_was_drawn_from_it_go_too(store: Store, chain: dict[str, Artifact]):
+    encoder = Recipe(kind="embeddings", inputs={}, config={}, code="", versions={})
+    drawn = {name: _samples(store, name, chain[f"delta {name}"]) for name in ("with", "without")}
+    names = {name: images.digest(name.encode()) for name in drawn}
+    embedded(list(names.values()), encoder, lambda places: np.full((len(places), 2), 7.25, np.float32), store=store)
+    removed = forget(URL, store)
+    assert drawn["with"] in removed.artifacts
+    asked: list[str] = []
+
+    def compute(places: list[int]) -> np.ndarray:
+        asked.extend(list(names)[place] for place in places)
+        return np.zeros((len(places), 2), np.float32)
+
+    embedded(list(names.values()), encoder, compute, store=store)
+    assert asked == ["with"]
+
+
+def test_a_damaged_file_of_vectors_goes_as_a_whole(store: Store, chain: dict[str, Artifact]):
+    path = store.scratch("embeddings", "k") / embeddings.FILE
+    path.write_bytes(b"no database" * 200)
+    _samples(store, "with", chain["delta with"])
+    forget(URL, store)
+    assert not path.exists()
+
+
+def test_a_damaged_table_holds_nothing_up_and_all_vectors_go(store: Store, chain: dict[str, Artifact]):
+    path = store.scratch("embeddings", "k") / embeddings.FILE
+    embeddings.forget([], store)
+    encoder = Recipe(kind="embeddings", inputs={}, config={}, code="", versions={})
+    embedded(["x"], encoder, lambda places: np.zeros((1, 2), np.float32), store=store)
+    drawn = _samples(store, "with", chain["delta with"])
+    (store.path(drawn) / "samples.parquet").write_bytes(b"cut off")
+    assert drawn in forget(URL, store).artifacts
+    assert not path.exists()
+    assert not list(store.root.glob(f"checkpoints/embeddings/*/{embeddings.FILE}"))
+    assert not store.path(drawn).exists()
+
+
+def _samples(store: Store, name: str, delta: Artifact) -> Artifact:
+    recipe = Recipe(kind="samples", inputs={"delta": delta.sha256}, config={"name": name}, code="", versions={})
+    return store.make(recipe, lambda folder: tables.write(folder / "samples.parquet", [{"image": name.encode()}]))
 
 
 def test_a_plan_removes_nothing(store: Store, chain: dict[str, Artifact]):
