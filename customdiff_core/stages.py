@@ -417,35 +417,22 @@ def report_benchmark(benchmark: Artifact, protocol: Protocol, profile: Profile) 
 
 def embeddings(encoder: str) -> Recipe:
     """An open_clip model's vectors, of whatever is embedded; the encoder is given by digest."""
-    return Recipe(
-        kind="embeddings",
-        inputs={"encoder": encoder},
-        config={},
-        code=fingerprint("customdiff_core.retrieval.encoder"),
-        versions=versions(*CLIP_LIBRARIES),
-    )
+    return _embeddings(encoder, fingerprint("customdiff_core.retrieval.encoder"), *CLIP_LIBRARIES)
 
 
 def vision_embeddings(encoder: str) -> Recipe:
-    """A ViT's vectors, of whatever is embedded; the encoder is given by digest."""
-    return Recipe(
-        kind="embeddings",
-        inputs={"encoder": encoder},
-        config={},
-        code=fingerprint("customdiff_core.evaluation.dino"),
-        versions=versions("pillow", *TENSOR_LIBRARIES),
-    )
+    """A ViT's vectors, likewise."""
+    return _embeddings(encoder, fingerprint("customdiff_core.evaluation.dino"), "pillow", *TENSOR_LIBRARIES)
 
 
 def inception_embeddings(weights: str) -> Recipe:
-    """Inception's features, of whatever is embedded; its weights are given by digest."""
-    return Recipe(
-        kind="embeddings",
-        inputs={"encoder": weights},
-        config={},
-        code=fingerprint("customdiff_core.evaluation.inception"),
-        versions=versions("torch-fidelity", "pillow", *TENSOR_LIBRARIES),
-    )
+    """Inception's features, likewise."""
+    libraries = ("torch-fidelity", "pillow", *TENSOR_LIBRARIES)
+    return _embeddings(weights, fingerprint("customdiff_core.evaluation.inception"), *libraries)
+
+
+def _embeddings(encoder: str, code: str, *libraries: str) -> Recipe:
+    return Recipe(kind="embeddings", inputs={"encoder": encoder}, config={}, code=code, versions=versions(*libraries))
 
 
 def report(concept: Concept, chain: dict[str, Artifact], profile: Profile) -> Recipe:

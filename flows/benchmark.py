@@ -1,9 +1,7 @@
-"""Flow `benchmark`: the paper's table, measured; every method on the same concepts, prompts and noise. Flow `search`: settings
-tried on one concept, and tested on others.
+"""Flow `benchmark`: the paper's table, measured; every method on the same concepts, prompts and noise.
 
 prefect deployment run benchmark/quick      # a look at whether all of it works
 prefect deployment run benchmark/nightly    # on a schedule; each night trains anew, and is compared with the nights before
-prefect deployment run search/custom-diffusion
 """
 
 from datetime import date
@@ -14,7 +12,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 import tasks.benchmark
 from customdiff_core.artifacts import Artifact
-from customdiff_core.benchmark import search as searches
 from customdiff_core.benchmark.cells import Cell, plan
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
@@ -22,7 +19,7 @@ from customdiff_core.config import IndexConfig, Runtime
 from customdiff_core.profiles import Profile
 from customdiff_core.settings import Settings
 from flows.build_index import indexed
-from flows.options import BenchmarkOptions, ModelOptions, SearchOptions
+from flows.options import BenchmarkOptions, ModelOptions
 from tasks import publish
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=Settings().benchmark_workers)
@@ -54,31 +51,6 @@ def benchmark(
     publish.benchmarked(table, page, chosen)
     tasks.benchmark.announce(table, chosen, when)
     return table
-
-
-@flow(name="search", flow_run_name="search-{search}", task_runner=RUNNER)
-def search(
-    search: str = "openmoji-custom-diffusion",
-    change: SearchOptions = SearchOptions(),
-    model: ModelOptions = ModelOptions(),
-) -> Artifact:
-    """Try training settings on one concept, choose, and test the chosen ones on others.
-
-    Args:
-        search: a file of data/searches.
-        change: what differs from the file.
-        model: the base model.
-    """
-    profile, runtime = model.resolve(), model.runtime
-    wanted = change.resolve(search, profile)
-    index = indexed(profile, IndexConfig(), runtime)
-
-    tried = measured(searches.trials(wanted), wanted.protocol, index, profile, runtime)
-    chosen = tasks.benchmark.choose(tried, wanted)
-    tested = measured(searches.tests(wanted, chosen), wanted.protocol, index, profile, runtime)
-    found = tasks.benchmark.conclude(tried, tested, wanted, profile)
-    publish.searched(found, wanted)
-    return found
 
 
 def measured(

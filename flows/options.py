@@ -173,7 +173,17 @@ class GenerateOptions(Frozen):
         return _filled(usual, self)
 
 
-class BenchmarkOptions(Frozen):
+class MeasureOptions(Frozen):
+    """How cells are measured; empty fields take the values of the file of data."""
+
+    prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
+    seeds: int | None = Field(default=None, ge=1, description="images a prompt")
+    sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
+    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
+    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
+
+
+class BenchmarkOptions(MeasureOptions):
     """What is compared, and how; empty fields take the protocol's values."""
 
     concepts: list[str] | None = Field(default=None, description="taught alone")
@@ -181,12 +191,7 @@ class BenchmarkOptions(Frozen):
     rows: list[str] | None = Field(default=None, description="of the table, by name")
     trainings: int | None = Field(default=None, ge=1, description="training seeds a night")
     share: float | None = Field(default=None, gt=0, le=1, description="of the profile's training steps")
-    prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
     prompts_together: int | None = Field(default=None, ge=1, description="of the prompts for several, the first")
-    seeds: int | None = Field(default=None, ge=1, description="images a prompt")
-    sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
-    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
-    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
     curve: list[float] | None = Field(default=None, description="shares of the steps where the trade-off is measured")
     verdicts: bool | None = Field(default=None, description="say which claims hold")
 
@@ -195,7 +200,7 @@ class BenchmarkOptions(Frozen):
         return checked(_stated(self, load_protocol(name), profile))
 
 
-class SearchOptions(Frozen):
+class SearchOptions(MeasureOptions):
     """What is tried, and how it is measured; empty fields take the search's values."""
 
     concept: str | None = Field(default=None, description="on which settings are chosen")
@@ -206,11 +211,6 @@ class SearchOptions(Frozen):
     )
     trainings: int | None = Field(default=None, ge=1, description="training seeds of each")
     lost: float | None = Field(default=None, ge=0, description="text alignment that settings may cost")
-    prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
-    seeds: int | None = Field(default=None, ge=1, description="images a prompt")
-    sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
-    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
-    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
 
     def resolve(self, name: str, profile: Profile) -> Search:
         """The search of data/searches with what is stated.
@@ -295,7 +295,7 @@ class EvaluateOptions(Frozen):
 Measured = TypeVar("Measured", Protocol, Search)
 
 
-def _stated(options: BenchmarkOptions | SearchOptions, usual: Measured, profile: Profile) -> Measured:
+def _stated(options: MeasureOptions, usual: Measured, profile: Profile) -> Measured:
     """What a file of data says, with what the options state; how images are drawn is filled field by field."""
     stated = {field: value for field, value in options if value is not None and field != "sample"}
     if options.sample != GenerateOptions():

@@ -307,7 +307,7 @@ def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
 def searched(search: Artifact, wanted: Search, here: Store) -> str:
     """Every trial's figures, the chosen one in bold, and the test on other concepts."""
     chart = image(figures.chart_uri(trials(tables.read(here, search, "trials"), wanted), CHART_DPI), "Trials")
-    text = f"{markdown(search, here)}\n\n{chart}"
+    text = f"{markdown(search, here, escape)}\n\n{chart}"
     return _page(f"Search {escape(wanted.name)}", search, here, lambda _: text)
 
 

@@ -8,6 +8,7 @@ from matplotlib.patches import Ellipse
 
 from customdiff_core import figures
 from customdiff_core.benchmark import rows
+from customdiff_core.benchmark.conclude import BASE
 from customdiff_core.benchmark.history import METRICS
 from customdiff_core.benchmark.rows import Row
 from customdiff_core.benchmark.search import Search
@@ -71,7 +72,7 @@ def trials(found: Any, search: Search) -> Figure:
     """A search's trials on its concept, numbered in their order; the chosen one filled, the others open."""
     figure, axes = figures.chart(4.8, 3.2)
     mine = found[found["concept"] == search.concept]
-    base, tried = mine[mine["change"] == ""], mine[mine["change"] != ""]
+    base, tried = mine[mine["change"] == BASE], mine[mine["change"] != BASE]
     axes.scatter(base["text"], base["image"], s=36, marker="s", color=COLOURS[0], label="base model")
     axes.axvline(float(base["text"].iloc[0]) - search.lost, color=COLOURS[0], linewidth=1, linestyle=":")
     for place, row in enumerate(tried.to_dict("records"), 1):

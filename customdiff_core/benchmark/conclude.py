@@ -1,7 +1,7 @@
 """What a search found: every trial's figures, the settings chosen, and how they do on concepts that had no part in it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.results import number
 from customdiff_core.profiles import Profile
 
-KIND = "search"
 BASE = ""  # in place of the base model's settings
 HELD_OUT, TRAINING = "image_alignment_held_out", "image_alignment_training"
 
@@ -100,29 +99,34 @@ def summary(outcomes: Sequence[Outcome], store: Store) -> pd.DataFrame:
                     "lost": base - text,
                     "kid": float(part["kid"].mean()),
                     "trainings": int((part["error"] == "").sum()),
-                    "error": next(
-                        (one for one in part["error"] if one), ""
-                    ),  # of one training; the means are of the others
+                    # Of one training; the means are of the others.
+                    "error": next((one for one in part["error"] if one), ""),
                 }
             )
     return pd.DataFrame([dict(one) for one in rows])
 
 
-def markdown(made: Artifact, store: Store) -> str:
-    """What was asked, the trials as a table, the chosen one in bold, and below it the test."""
+def markdown(made: Artifact, store: Store, escape: Callable[[str], str] = str) -> str:
+    """What was asked, the trials as a table, the chosen one in bold, and below it the test.
+
+    Args:
+        made: from `conclude`.
+        store: where it is.
+        escape: makes harmless, for where this is shown, what others have written: names, settings and errors.
+    """
     found: Any = tables.read(store, made, "trials")
     search = Search.model_validate(store.manifest(made).recipe.config["search"])
     first = search.concept
     mine = found[found["concept"] == first]
     asked = (
-        f"Settings of `{search.row}`, chosen on {first}: the highest image alignment among those that cost at most {search.lost:g} "
-        f"of text alignment against the base model, in means over {search.trainings} trainings."
+        f"Settings of `{search.row}`, chosen on {escape(first)}: the highest image alignment among those that cost at "
+        f"most {search.lost:g} of text alignment against the base model, in means over {search.trainings} trainings."
     )
     if float(mine.loc[mine["chosen"], "lost"].iloc[0]) > search.lost:
         asked += " **None costs so little; the cheapest is chosen.**"
-    parts = [asked, _table(mine)]
+    parts = [asked, _table(mine, escape)]
     for concept, part in found[found["concept"] != first].groupby("concept", sort=False):
-        parts.append(f"Tested on {concept}, which had no part in the choice:\n\n{_table(part)}")
+        parts.append(f"Tested on {escape(str(concept))}, which had no part in the choice:\n\n{_table(part, escape)}")
     return "\n\n".join(parts)
 
 
@@ -133,7 +137,7 @@ def said(change: str) -> str:
     return ", ".join(f"{name} {value}" for name, value in json.loads(change).items()) or "the profile's"
 
 
-def _table(part: pd.DataFrame) -> str:
+def _table(part: pd.DataFrame, escape: Callable[[str], str]) -> str:
     lines = [
         f"| | settings | {METRICS[str(part['metric'].iloc[0])].lower()} | over trainings | text alignment | lost | KID × 10³ |",
         "|---|---|---|---|---|---|---|",
@@ -143,10 +147,11 @@ def _table(part: pd.DataFrame) -> str:
         lost = number(row["lost"]) if row["change"] != BASE else ""
         values = [number(row["image"]), spread, number(row["text"]), lost, number(row["kid"])]
         if row["error"]:
-            values[1] = f"{spread} a training failed: {' '.join(row['error'].split())}".strip().replace("|", "/")
+            why = escape(" ".join(row["error"].split()).replace("|", "/"))
+            values[1] = f"{spread} a training failed: {why}".strip()
         if not row["trainings"]:
             values = ["–", values[1], "–", "–", "–"]
-        cells = [str(place) if place else "", said(row["change"]), *values]  # numbered as in the chart
+        cells = [str(place) if place else "", escape(said(row["change"])), *values]  # numbered as in the chart
         lines.append(f"| {' | '.join(f'**{one}**' if row['chosen'] and one else one for one in cells)} |")
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from customdiff_core.artifacts import Store
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FINISHED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-SMALL = {
+SMALL: dict[str, Any] = {
     "train": {"steps": 40},
     "evaluate": {
         "prompts": ["a crying {}", "a {} on a red background", "a {} and a rocket"],
@@ -27,6 +27,7 @@ SMALL = {
         "sample": {"steps": 8, "guidance_scale": 4},
     },
 }
+BRIEF = SMALL | {"train": {"steps": 4}}  # where it is not the training that is tested
 
 
 @dataclass

@@ -14,7 +14,7 @@ from .conftest import Stack
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 CUSTOMDIFF = (sys.executable, "-m", "deployments.cli")
 PAIR = {
-    "train": {"steps": 20},
+    "train": {"steps": 5},
     "evaluate": {
         "prompts": ["a {0} and a {1}", "a {1} and a {0} on a red background"],
         "seeds": 2,

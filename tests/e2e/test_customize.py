@@ -12,7 +12,7 @@ from customdiff_core import concepts, profiles, tables
 from customdiff_core.config import Runtime
 from customdiff_core.finetuning.finetune import finetune
 
-from .conftest import SMALL, Stack
+from .conftest import BRIEF, SMALL, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 KILLED = {"steps": 120, "seed": 7}
@@ -106,7 +106,7 @@ def test_a_killed_training_goes_on_and_ends_at_the_same_weights(stack: Stack, fi
 
 
 def test_overlapping_runs_make_each_stage_once(stack: Stack, first_run: dict[str, Any]) -> None:
-    runs = [stack.start("customize/house", **SMALL) for _ in range(2)]
+    runs = [stack.start("customize/house", **BRIEF) for _ in range(2)]
     finished = [stack.wait(run) for run in runs]
 
     assert [run["state_type"] for run in finished] == ["COMPLETED", "COMPLETED"]

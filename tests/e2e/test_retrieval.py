@@ -23,7 +23,7 @@ from customdiff_core.retrieval.fetch import Link, Shelf
 from deployments.backend import running
 from deployments.web import Web, serving
 
-from .conftest import REPOSITORY, SMALL, Stack
+from .conftest import BRIEF, REPOSITORY, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 LINKS = 5000
@@ -93,7 +93,7 @@ def test_a_backend_killed_in_the_middle_is_a_clear_failure_and_a_retry_goes_on(
     retrieval = {"count": 40, "fetch": QUICK | {"survival": 0.9}}
     with running(index, tmp_path / "back") as (url, process):
         served.latency = 1.5  # while the first round waits for its links
-        run = stack.start("customize/cat", **SMALL, retrieve=retrieval | {"deepest": 800}, model={"backend": url})
+        run = stack.start("customize/cat", **BRIEF, retrieve=retrieval | {"deepest": 800}, model={"backend": url})
         _until(lambda: any(path.startswith("/half") for path in list(served.asked)))
         os.killpg(process.pid, signal.SIGKILL)
         failed = stack.wait(run)
