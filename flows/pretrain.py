@@ -20,12 +20,10 @@ from customdiff_core.weights import model_folder
 from tasks import publish
 from tasks.stores import store
 
-Sizes = Literal[tuple(PRESETS)]  # pyright: ignore[reportInvalidTypeForm]
-
 
 @flow(name="pretrain")
 def pretrain(
-    size: Sizes = "full",  # pyright: ignore[reportInvalidTypeForm]
+    size: Literal["full", "smoke"] = "full",
     steps: int | None = None,
     seed: int = 0,
     start: Path | None = None,

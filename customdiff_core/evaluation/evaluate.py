@@ -12,7 +12,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
-from customdiff_core.evaluation.identity import colours, recognised
+from customdiff_core.evaluation.identity import Scores, colours, recognised
 from customdiff_core.evaluation.intervals import crossed_interval, grid_of
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid, kid_interval
@@ -134,7 +134,7 @@ def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, sto
     return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
 
 
-def _identity(concept: Concept, drawn: list[bytes], seen: Vectors, judge: Judge) -> dict[str, np.ndarray]:
+def _identity(concept: Concept, drawn: list[bytes], seen: Vectors, judge: Judge) -> dict[str, Scores]:
     """Whether each image is taken for the concept and not for a look-alike, by the judge and by its colours."""
     groups = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}
     read = {name: [concept.read(picture, name) for picture in group] for name, group in groups.items()}

@@ -48,7 +48,7 @@ def colours(picture: Image.Image) -> Vectors:
         chroma = high - low
         grey = chroma < COLOURLESS
         level = (high[grey] * GREYS - 0.5).clip(0, GREYS - 1)
-        _spread(counts[HUES:], level, np.ones(len(level)), np.minimum(np.floor(level) + 1, GREYS - 1))
+        _spread(counts[HUES:], level, np.ones(len(level)), (np.floor(level) + 1).clip(0, GREYS - 1))
         # Weak colours count little: an antialiased edge is no paint.
         hue = _hue(shown[~grey]) * HUES
         _spread(counts[:HUES], hue, chroma[~grey], (np.floor(hue) + 1) % HUES)

@@ -34,6 +34,10 @@ class Corpus:
     categories: list[tuple[str, ...]]
     colours: list[tuple[str, ...]]
 
+    def __deepcopy__(self, memo: object) -> "Corpus":
+        """Itself: the average of the weights looks at the same scenes."""
+        return self
+
 
 def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) -> Artifact:
     """Draw the scenes to train on, and those that are only ever measured on.

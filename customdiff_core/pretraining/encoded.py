@@ -36,6 +36,10 @@ class Encoded:
     caption: Tensor
     features: Tensor
 
+    def __deepcopy__(self, memo: object) -> "Encoded":
+        """Itself: the average of the weights looks at the same scenes."""
+        return self
+
 
 def latents(
     scenes: Artifact, autoencoder: Artifact, *, store: Store, runtime: Runtime = Runtime(), progress: Progress = silent

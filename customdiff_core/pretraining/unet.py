@@ -57,6 +57,8 @@ def unet(
         model = load(store, start) if start else build(config, seen)
         # On a CPU plain attention trains 1.7 times as fast as the fused kernel, whose backward pass is slow there.
         model.set_attn_processor(AttnProcessor())
+        if config.compiled:
+            model.compile(dynamic=False)
         loss = Denoising(model, seen, config)
         scratch = store.scratch(recipe.kind, recipe.key)
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
@@ -103,7 +105,7 @@ class Denoising(nn.Module):
         if times is None:
             # One time from each of B equal parts of the schedule: less noisy than B independent ones.
             shares = (torch.arange(len(clean)) + torch.rand(len(clean), generator=generator)) / len(clean)
-            times = (shares * self.noises.config.num_train_timesteps).long()
+            times = shares.mul(self.noises.config.num_train_timesteps).long()
         noise = torch.randn(clean.shape, generator=generator)
         noisy = self.noises.add_noise(clean, noise, times).to(device)
         velocity = self.config.prediction == "v_prediction"
@@ -137,7 +139,8 @@ def build(config: UNetConfig, seen: Encoded) -> Any:
     """A UNet of this shape, with random weights."""
     down = ("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in config.attention_down)
     up = ("CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in config.attention_up)
-    return UNet2DConditionModel(
+    make: Any = UNet2DConditionModel  # whose annotations forbid more than one number of heads
+    return make(
         sample_size=seen.mean.shape[-1],
         in_channels=seen.mean.shape[1],
         out_channels=seen.mean.shape[1],

@@ -42,15 +42,11 @@ def vae(
         seen = corpus.load(store, scenes, "training")
         torch.manual_seed(config.seed)
         model = load(store, start) if start else build(config, seen.pictures.shape[1])
-        if config.decoder_only:
-            for part in (model.encoder, model.quant_conv):
-                part.requires_grad_(False)
         loss = Reconstruction(model, seen, config)
         scratch = store.scratch(recipe.kind, recipe.key)
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         model = made.model
-        if not config.decoder_only:
-            model.register_to_config(scaling_factor=_scale(model, seen))
+        model.register_to_config(scaling_factor=_scale(model, seen))
         model.save_pretrained(folder)
         history.to_parquet(folder / "history.parquet", index=False)
         return config.steps
@@ -79,8 +75,7 @@ class Reconstruction(nn.Module):
 
     def forward(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
         """(B, 3, h, w) of -1..1; the mean over all values."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.decoder_only):
-            posterior = self.model.encode(pictures).latent_dist
+        posterior = self.model.encode(pictures).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures.device)
         back = self.model.decode(posterior.mean + posterior.std * noise).sample.float()
         difference = back - pictures
@@ -94,7 +89,8 @@ class Reconstruction(nn.Module):
 def build(config: VaeConfig, size: int) -> Any:
     """An autoencoder of this shape, with random weights."""
     levels = len(config.channels)
-    return AutoencoderKL(
+    make: Any = AutoencoderKL  # whose annotations forbid more than one level
+    return make(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=config.channels,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from customdiff_core import tables
@@ -32,6 +33,8 @@ from customdiff_core.world.scenes import Scene, render_scene, sample_scenes, wit
 
 GRID = 64
 SUBSETS = 50
+SIZE = 64  # pixels of the true pictures; a judge brings every picture to its own
+Verdicts = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,13 @@ def validate(
         drawings = load_drawings(Settings().data / "world" / "drawings.csv")
         singles, couples = tests(drawings, count)
         jury = Jury(judge, drawings, runtime)
-        true = [render_scene(scene) for scene in singles + couples]
+        true = _drawn(singles + couples, SIZE)
         rows = jury.rows("true scenes", singles, couples, true)
         rows += jury.rows("true scenes, held-out drawings", *_unseen(drawings, count))
         for name, source in models.items():
             device = resolve_device(runtime.device)
             parts, vae = load_components(source).to(device), load_vae(source).to(device)
-            pixels = np.stack([np.asarray(picture) for picture in true])
+            pixels = np.stack([np.asarray(picture) for picture in _drawn(singles + couples, vae.config.sample_size)])
             rows.append(Row(name, "VAE PSNR, dB", fidelity(vae, pixels), len(true)))
             captions = [scene.caption for scene in singles + couples]
             drawn = draw_images(parts, vae, captions, (0,), sample, progress)
@@ -125,7 +128,11 @@ def _unseen(drawings: Sequence[Drawing], count: int) -> tuple[list[Scene], list[
     """Scenes of the drawings that no training saw; none of two things."""
     hidden = [replace(one, held_out=False) for one in drawings if one.held_out]
     singles, _ = tests(hidden, count // 4)
-    return singles, [], [render_scene(scene) for scene in singles]
+    return singles, [], _drawn(singles, SIZE)
+
+
+def _drawn(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
+    return [render_scene(scene, size) for scene in scenes]
 
 
 class Jury:
@@ -151,19 +158,19 @@ class Jury:
             rows.append(Row(model, "both of two things", float(self.pairs(both, couples).mean()), len(couples)))
         return rows
 
-    def names(self, seen: Vectors, scenes: list[Scene]) -> np.ndarray:
+    def names(self, seen: Vectors, scenes: list[Scene]) -> Verdicts:
         """Whether the category is named among all, told the colour; (N,) bool."""
         colour = [list(COLOURS).index(scene.things[0].paint[0]) for scene in scenes]
         found = np.einsum("nd,cnd->nc", seen, self.phrases[:, colour]).argmax(1)
         return found == np.array([self.categories.index(scene.things[0].drawing.category) for scene in scenes])
 
-    def colours(self, seen: Vectors, scenes: list[Scene]) -> np.ndarray:
+    def colours(self, seen: Vectors, scenes: list[Scene]) -> Verdicts:
         """Whether the colour is named among all, told the category; (N,) bool."""
         category = [self.categories.index(scene.things[0].drawing.category) for scene in scenes]
         found = np.einsum("nd,nkd->nk", seen, self.phrases[category]).argmax(1)
         return found == np.array([list(COLOURS).index(scene.things[0].paint[0]) for scene in scenes])
 
-    def pairs(self, seen: Vectors, scenes: list[Scene]) -> np.ndarray:
+    def pairs(self, seen: Vectors, scenes: list[Scene]) -> Verdicts:
         """Whether each of two things is named among all, told the other; (N,) bool."""
         found: list[bool] = []
         for vector, scene in zip(seen, scenes, strict=True):

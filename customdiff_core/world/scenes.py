@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from customdiff_core.errors import WorldError
@@ -35,6 +36,8 @@ RESERVED: Mapping[str, frozenset[tuple[str, str]]] = {
 }
 # Category -> factor on its drawings' weights in the retrieval corpus: each has its 200 regularization images and more.
 CORPUS_BOOST: Mapping[str, float] = {"teddy bear": 1.6, "turtle": 1.6, "teapot": 1.6}
+
+Pixels = NDArray[np.float32]
 
 VOWEL_SOUND = re.compile(r"(?!ewe|uni)[aeiou]", re.IGNORECASE)
 
@@ -229,7 +232,7 @@ def painted(thing: Thing, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((picture * 255 + 0.5).astype(np.uint8), "RGBa")
 
 
-def _colours(thing: Thing, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _colours(thing: Thing, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     """Main and second paint, 0..1."""
     parts = layers(thing.drawing.code, thing.drawing.paint)
     own = np.array(parts.main_colour) / 255, np.array(parts.second_colour) / 255
@@ -253,7 +256,7 @@ def _picture(thing: Thing, upside_down: bool, size: int, rng: np.random.Generato
     return shown.transpose(Image.Transpose.ROTATE_180) if upside_down else shown
 
 
-def _put(canvas: np.ndarray, shown: Image.Image, thing: Thing, size: int) -> None:
+def _put(canvas: Pixels, shown: Image.Image, thing: Thing, size: int) -> None:
     """Lay a premultiplied picture over the canvas, cut at its edges."""
     side = shown.width
     left, top = round(thing.x * size - side / 2), round(thing.y * size - side / 2)

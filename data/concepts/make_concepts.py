@@ -34,7 +34,7 @@ MINT, VIOLET = "#8fe3bd", "#7b4fc9"
 ROSE, GRASS = "#f284b5", "#57b560"
 COBALT, AMBER = "#4a78dc", "#f39a34"
 RUBY, PETROL = "#d94a48", "#2f9c98"
-APRICOT, PLUM, CREAM = "#f0a050", "#8a4fc0", "#f6e7c8"
+TANGERINE, PLUM, CREAM = "#e8822e", "#8a4fc0", "#f6e7c8"
 # Main and second paint of the look-alikes; a concept skips the pair nearest to its own.
 OTHERS = (
     ("#3d6fd6", "#d63c36"),
@@ -80,7 +80,7 @@ class Subject:
     """What a concept's pictures show: drawings in new colours, some to learn from and others held out.
 
     `recolor` is old colour -> new colour, `of` the same for single drawings; `paints` its main and second colour, which the
-    look-alikes exchange; `dots` lays cream dots over its second colour.
+    look-alikes exchange; `dots` lays cream dots over its main one.
     """
 
     recolor: Mapping[str, str]
@@ -108,6 +108,7 @@ class Subject:
 SUBJECTS: Mapping[str, Subject] = {
     "cat": Subject(
         recolor={"#f4aa41": TEAL, "#e27022": MAGENTA, "#ea5a47": MAGENTA},
+        of={"1F431": {"#f4aa41": TEAL, "#ffffff": MAGENTA}},
         paints=(TEAL, MAGENTA),
         images=(
             View("grinning", "1F63A", "cream"),
@@ -128,6 +129,7 @@ SUBJECTS: Mapping[str, Subject] = {
     "dog": Subject(
         recolor={"#f4aa41": PURPLE, "#a57939": PURPLE, "#d0cfce": PURPLE}
         | dict.fromkeys(("#e27022", "#ea5a47", "#6a462f", "#9b9b9a", "#d22f27"), LIME),
+        of={"1F9AE": {"#a57939": PURPLE, "#6a462f": LIME, "#ffffff": LIME}},
         paints=(PURPLE, LIME),
         images=(
             View("face", "1F436", "cream"),
@@ -199,11 +201,12 @@ SUBJECTS: Mapping[str, Subject] = {
         ),
     ),
     "flower": Subject(
-        recolor={"#fcea2b": COBALT, "#f1b31c": AMBER},
+        # Petals, and all the rest: a blue flower with a green stem is in every meadow of the base model's world.
+        recolor={"#fcea2b": COBALT, "#f1b31c": AMBER, "#5c9e31": AMBER},
         of={
-            "1F338": {"#ffa7c0": COBALT, "#fcea2b": AMBER},
-            "1F33A": {"#ffa7c0": COBALT, "#fcea2b": AMBER},
-            "1F337": {"#f4aa41": COBALT, "#e27022": AMBER},
+            "1F338": {"#ffa7c0": COBALT, "#fcea2b": AMBER, "#5c9e31": AMBER},
+            "1F33A": {"#ffa7c0": COBALT, "#fcea2b": AMBER, "#b1cc33": AMBER},
+            "1F337": {"#f4aa41": COBALT, "#e27022": COBALT, "#5c9e31": AMBER},
         },
         paints=(COBALT, AMBER),
         images=(
@@ -242,8 +245,8 @@ SUBJECTS: Mapping[str, Subject] = {
     ),
     # The hard one: dots are no paint that the base model has words for, and small in its pictures.
     "tortoise": Subject(
-        recolor={"#b1cc33": APRICOT, "#5c9e31": PLUM},
-        paints=(APRICOT, PLUM),
+        recolor={"#5c9e31": TANGERINE, "#b1cc33": PLUM},
+        paints=(TANGERINE, PLUM),
         dots=True,
         images=(
             View("walking", "1F422", "cream"),
@@ -283,7 +286,7 @@ def draw(view: View, subject: Subject) -> Image.Image:
     side, canvas = round(2 * SIDE * view.scale), 2 * SIDE
     drawing = render(view.code, side, subject.colours(view.code))
     if subject.dots:
-        drawing = dotted(drawing, subject.paints[1])
+        drawing = dotted(drawing, subject.paints[0])
     if view.flip:
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     drawing = drawing.rotate(view.turn, Image.Resampling.BICUBIC, expand=True)

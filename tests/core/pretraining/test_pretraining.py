@@ -9,21 +9,25 @@ import pandas as pd
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
+from transformers import ViTModel
 
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.config import SampleConfig
+from customdiff_core.config import Runtime, SampleConfig
 from customdiff_core.devices import resolve_device
 from customdiff_core.errors import TrainingError, WeightsError
+from customdiff_core.evaluation.dino import Dino
 from customdiff_core.finetuning.checkpoints import newest_checkpoint
 from customdiff_core.pretraining import assemble as assembling
 from customdiff_core.pretraining import clip as clips
-from customdiff_core.pretraining import corpus, encoded, tokenizer, unet, vae
+from customdiff_core.pretraining import corpus, encoded, tokenizer, unet, vae, validation
 from customdiff_core.pretraining.config import SMOKE, TrainConfig
 from customdiff_core.pretraining.dino import dino
 from customdiff_core.pretraining.loop import Pretraining, pretrain, schedule
-from customdiff_core.pretraining.validation import validate
-from customdiff_core.profiles import EncoderSource, ModelSource
+from customdiff_core.profiles import EncoderSource, ModelSource, VisionSource
 from customdiff_core.retrieval.encoder import Encoder
+from customdiff_core.settings import Settings
+from customdiff_core.world.drawings import load_drawings
 
 WORLD = SMOKE.world.model_copy(update={"scenes": 400, "held_out": 96})
 FEW = {"steps": 6, "warmup": 2}
@@ -112,9 +116,20 @@ def test_the_text_half_has_the_same_features_in_both_layouts(parts: Parts) -> No
 def test_equal_captions_are_not_held_against_each_other(parts: Parts) -> None:
     loss = contrast(parts, naming=0)
     picture = clips.normalized(clips.as_tensor(loss.seen.pictures[:1])).repeat(4, 1, 1, 1)
-    same, shown = loss.ids[0, :1].repeat(4, 1), [one[:4] for one in loss.shown]
-    found = loss(picture, same, shown)
-    torch.testing.assert_close(found, torch.tensor(np.log(4), dtype=torch.float32), atol=1e-4, rtol=0)
+    shown = [one[:4] for one in loss.shown]
+    # Two captions, twice each: the least that the loss can be is the surprise between two equal ones, not zero.
+    first, second = 0, next(row for row in range(1, 400) if not torch.equal(loss.ids[0, row], loss.ids[0, 0]))
+    ids = loss.ids[0, [first, first, second, second]]
+    found = loss(picture, ids, shown)
+    swapped = loss(picture, ids[[1, 0, 3, 2]], shown)
+    torch.testing.assert_close(found, swapped, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        seen = torch.nn.functional.normalize(loss.model.encode_image(picture), dim=-1)
+        said = torch.nn.functional.normalize(loss.model.encode_text(ids), dim=-1)
+        logits = loss.model.logit_scale.exp() * seen @ said.T
+    pairs = torch.tensor([[0, 1], [0, 1], [2, 3], [2, 3]])
+    rows, columns = (-torch.log_softmax(one, -1).gather(1, pairs).mean() for one in (logits, logits.T))
+    torch.testing.assert_close(found.detach(), (rows + columns) / 2, atol=1e-5, rtol=0)
 
 
 def test_a_picture_is_asked_what_it_shows(parts: Parts) -> None:
@@ -199,9 +214,11 @@ def test_a_killed_training_ends_at_the_weights_of_an_unbroken_one(parts: Parts, 
         patch.setattr(loop_module, "CHECKPOINT_SECONDS", 0)
         with pytest.raises(KeyboardInterrupt):
             killed.run(tmp_path / "killed", stop)
-    resumed = start()
-    again = resumed.run(tmp_path / "killed").state_dict()
+    resumed, steps = start(), []
+    again = resumed.run(tmp_path / "killed", lambda done, total, note="": steps.append(done)).state_dict()
+    assert steps == [5, 6, 7, 8]  # the fifth was told before it was kept
     assert len(resumed.history) == 8
+    assert resumed.average.seen is resumed.module.seen  # the average copies weights, not scenes
     assert all(torch.equal(again[name], tensor) for name, tensor in unbroken.items())
 
 
@@ -245,8 +262,6 @@ def test_the_pipeline_opens_and_draws_in_diffusers_own_class(parts: Parts, model
 def test_open_clip_opens_both_encoders_as_trained(parts: Parts, model: Artifact) -> None:
     folder = parts.store.path(model)
     seen = corpus.load(parts.store, parts.scenes, "held_out")
-    from PIL import Image
-
     for part, name in assembling.ENCODERS.items():
         encoder = Encoder(EncoderSource(model=name, path=folder / name), "cpu")
         trained = clips.load(parts.store, getattr(parts, part))
@@ -258,6 +273,52 @@ def test_open_clip_opens_both_encoders_as_trained(parts: Parts, model: Artifact)
         np.testing.assert_allclose(encoder.texts(seen.captions[:3]), texts, atol=0.01)
         found = encoder.images([Image.fromarray(row) for row in seen.pictures[:3]])
         np.testing.assert_allclose(found, images, atol=0.02)
+
+
+def test_the_self_supervised_encoder_opens_as_trained(parts: Parts, model: Artifact) -> None:
+    seen = corpus.load(parts.store, parts.scenes, "held_out").pictures[:3]
+    encoder = Dino(VisionSource(path=parts.store.path(model) / assembling.DINO), "cpu")
+    trained = ViTModel.from_pretrained(parts.store.path(parts.dino), add_pooling_layer=False).eval()
+    with torch.no_grad():
+        token = trained(2 * clips.as_tensor(seen) - 1).last_hidden_state[:, 0]
+    expected = torch.nn.functional.normalize(token, dim=-1).numpy()
+    np.testing.assert_allclose(encoder.images([Image.fromarray(row) for row in seen]), expected, atol=0.01)
+
+
+class Reader:
+    """In place of a CLIP: a "picture" is its caption, a vector the words it has."""
+
+    def __init__(self, *_: object) -> None:
+        self.words: dict[str, int] = {}
+
+    def texts(self, texts: list[str]) -> np.ndarray:
+        found = np.zeros((len(texts), 400), np.float32)
+        for row, text in enumerate(texts):
+            for word in text.split():
+                found[row, self.words.setdefault(word, len(self.words))] += word not in ("a", "an", "and")
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+    images = texts
+
+
+def test_the_jury_counts_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawings = load_drawings(Settings().data / "world" / "drawings.csv")
+    singles, couples = validation.tests(drawings, 48)
+    assert (len(singles), len(couples)) == (48, 24)
+    monkeypatch.setattr(validation, "Encoder", Reader)
+    jury = validation.Jury(EncoderSource(model="reader"), drawings, Runtime())
+
+    def found(pictures: list[str]) -> dict[str, float]:
+        shown: Any = pictures
+        return {row.figure: row.value for row in jury.rows("one", singles, couples, shown)}
+
+    true = [scene.short_caption for scene in singles + couples]
+    assert found(true) == {"thing named": 1, "colour named": 1, "both of two things": 1}
+    others = true[1:48] + true[:1] + [true[48].split(" and ")[0]] * 24
+    wrong = found(others)
+    assert wrong["thing named"] < 0.1
+    assert wrong["colour named"] < 0.4
+    assert wrong["both of two things"] < 0.1
 
 
 def test_a_base_model_is_taken_up_again_as_it_was(parts: Parts, model: Artifact, tmp_path: Path) -> None:
@@ -279,7 +340,9 @@ def test_validation_measures_any_models_by_one_program(parts: Parts, model: Arti
     folder = parts.store.path(model)
     judge = EncoderSource(model="openmoji-judge", path=folder / "openmoji-judge")
     source = ModelSource(path=folder / assembling.PIPELINE)
-    made = validate({"one": source, "two": source}, judge, SampleConfig(steps=2), count=48, store=parts.store)
+    made = validation.validate(
+        {"one": source, "two": source}, judge, SampleConfig(steps=2), count=48, store=parts.store
+    )
     table = pd.read_parquet(parts.store.path(made) / "figures.parquet")
     wide = table.pivot_table(index="figure", columns="model", values="value")
     assert set(wide.index) == {"thing named", "colour named", "both of two things", "VAE PSNR, dB", "KID x 10^3"}

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from customdiff_core import concepts
 from customdiff_core.errors import WorldError
 from customdiff_core.settings import REPOSITORY
 from customdiff_core.world.colours import name_of
 from customdiff_core.world.drawings import Drawing, layers, load_drawings, render
+from customdiff_core.world.scenes import RESERVED
 
 HEAD = "category,code,words,weight,split,paint"
 CONCEPTS = REPOSITORY / "data" / "concepts"
@@ -128,6 +130,20 @@ def test_the_committed_concept_is_what_its_program_makes(maker: ModuleType, name
         # A few levels of slack: another processor may round an outline's pixel differently.
         assert np.abs(pixels(file) - pixels(picture)).max() <= 4, path
     assert (CONCEPTS / name / "ATTRIBUTION.md").read_text(encoding="utf-8") == maker.attribution(maker.SUBJECTS[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_concepts_colouring_is_one_that_no_scene_may_have(maker: ModuleType, name: str):
+    """By what its pictures show, not by what a list says: main and second paint of each of its drawings."""
+    subject, category = maker.SUBJECTS[name], concepts.load(name).category
+    table = {one.code: one for one in load_drawings(CONCEPTS.parent / "world" / "drawings.csv")}
+    for code in {view.code for view in subject.images + subject.held_out}:
+        parts, recolor = layers(code, table[code].paint), subject.colours(code)
+        own = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in (parts.main_colour, parts.second_colour)]
+        paints = [recolor.get(one, one) for one in own]
+        assert tuple(paints) == subject.paints, code
+        pair = tuple(name_of(tuple(int(one[at : at + 2], 16) for at in (1, 3, 5))) for one in paints)
+        assert pair in RESERVED[category], code
 
 
 @pytest.mark.parametrize("name", NAMES)
