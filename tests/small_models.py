@@ -55,7 +55,7 @@ def stable_diffusion_2(folder: Path, openmoji: Profile) -> Profile:
         "sample_size": 16,
     }
     _write(folder, openmoji, config, prediction_type="v_prediction")
-    _text_encoder(folder / "text_encoder", CLIPTextModel, hidden_size=24, hidden_act="gelu")
+    _text_encoder(folder / "text_encoder", CLIPTextModel, openmoji, hidden_size=24, hidden_act="gelu")
     return _profile(folder, openmoji)
 
 
@@ -79,9 +79,10 @@ def stable_diffusion_xl(folder: Path, openmoji: Profile) -> Profile:
     (folder / "tokenizer_2" / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"pad_token": "!"}))
     special = json.loads((folder / "tokenizer_2" / "special_tokens_map.json").read_text())
     (folder / "tokenizer_2" / "special_tokens_map.json").write_text(json.dumps(special | {"pad_token": "!"}))
-    _text_encoder(folder / "text_encoder", CLIPTextModel, hidden_size=24, hidden_act="quick_gelu")
+    first = {"hidden_size": 24, "hidden_act": "quick_gelu"}
+    _text_encoder(folder / "text_encoder", CLIPTextModel, openmoji, **first)
     second = {"hidden_size": 32, "hidden_act": "gelu", "projection_dim": 20}
-    _text_encoder(folder / "text_encoder_2", CLIPTextModelWithProjection, **second)
+    _text_encoder(folder / "text_encoder_2", CLIPTextModelWithProjection, openmoji, **second)
     return _profile(folder, openmoji)
 
 
@@ -104,10 +105,14 @@ def _write(folder: Path, openmoji: Profile, config: dict[str, Any], prediction_t
     shutil.copytree(openmoji.model.path / "tokenizer", folder / "tokenizer")
 
 
-def _text_encoder(folder: Path, kind: Any, **config: Any) -> None:
-    """A small encoder whose config says eos_token_id 2, as Stable Diffusion 1's and XL's do: the libraries pool at argmax."""
+def _text_encoder(folder: Path, kind: Any, openmoji: Profile, **config: Any) -> None:
+    """A small encoder of the embedded tokenizer's words and length, whose config says eos_token_id 2, as Stable Diffusion 1's
+    and XL's do: the libraries pool at argmax."""
+    assert openmoji.model.path is not None
+    embedded = CLIPTextConfig.from_pretrained(openmoji.model.path / "text_encoder")
+    words = {"vocab_size": embedded.vocab_size, "max_position_embeddings": embedded.max_position_embeddings}
     base = {"intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
-    settings = CLIPTextConfig(**base, **config, vocab_size=1894, max_position_embeddings=32, eos_token_id=2)
+    settings = CLIPTextConfig(**base, **words, **config, eos_token_id=2)
     kind(settings).save_pretrained(folder)
 
 

@@ -32,12 +32,14 @@ class Dino:
     """
 
     def __init__(self, source: VisionSource, device: Device = "auto") -> None:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
         vision_files(source)
         self.device = resolve_device(device)
         options: dict[str, Any] = {"local_files_only": True}
         self._preprocess: Any = AutoImageProcessor.from_pretrained(source.path, use_fast=False, **options)
+        if AutoConfig.from_pretrained(source.path, **options).model_type == "vit":
+            options["add_pooling_layer"] = False  # which nobody trained, and transformers would warn of
         model: Any = AutoModel.from_pretrained(source.path, use_safetensors=True, **options)
         self._model = model.to(self.device).eval()
 

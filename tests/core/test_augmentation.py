@@ -210,8 +210,8 @@ def test_its_pictures_and_masks_are_those_of_its_rows(chain):
     table = tables.read(chain.store, chain.training_set, "examples")
     tensors = load_latents(chain.store.path(chain.training_set) / "latents.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        "mean": (36, 4, 16, 16),
-        "logvar": (36, 4, 16, 16),
+        "mean": (36, 6, 16, 16),
+        "logvar": (36, 6, 16, 16),
         "mask": (36, 1, 16, 16),
     }
     pictures = {one.sha256: images.decode(chain.concept.read(one), one.name) for one in chain.concept.images}

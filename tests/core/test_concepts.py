@@ -21,8 +21,11 @@ def test_the_embedded_concept_says_what_it_is(cat: Concept):
 
 
 def test_every_embedded_concept_loads():
-    assert concepts.names() == ["cat", "dog", "house", "teddybear"]
-    assert len({concepts.load(name).modifier_token for name in concepts.names()}) == 4
+    names = ["car", "cat", "chair", "dog", "flower", "house", "teapot", "teddybear", "tortoise"]
+    assert concepts.names() == names
+    loaded = [concepts.load(name) for name in names]
+    assert len({one.modifier_token for one in loaded}) == len(names)
+    assert all(len(one.held_out) == 5 and len(one.others) == 25 for one in loaded)
 
 
 def test_a_prompt_is_filled_with_the_concept_or_its_category(cat: Concept):

@@ -41,7 +41,7 @@ def test_encoding_is_the_vaes_posterior_whatever_the_batch(openmoji, cat):
     mean, logvar = encode_latents(
         pictures, openmoji.model, Runtime(device="cpu"), lambda done, total, note="": said.append((done, total))
     )
-    assert mean.shape == logvar.shape == (18, 4, 16, 16)
+    assert mean.shape == logvar.shape == (18, 6, 16, 16)
     assert mean.dtype == np.float32
     assert said == [(16, 18), (18, 18)]
     vae = load_vae(openmoji.model)

@@ -82,7 +82,7 @@ def test_base_and_customized_model_start_from_the_same_noise(chain, model):
         first.append(seen[0])
     assert torch.equal(*first)
     expected = torch.stack(
-        [torch.randn(4, 16, 16, generator=torch_generator("sample", number, 5)) for number in (0, 1)]
+        [torch.randn(6, 16, 16, generator=torch_generator("sample", number, 5)) for number in (0, 1)]
     )
     assert torch.equal(first[0][:2], expected)
     assert torch.equal(first[0][2:], expected)  # both halves of guidance in one forward
@@ -134,7 +134,7 @@ def test_ddim_draws_what_diffusers_own_pipeline_draws(openmoji, model, guidance:
     )
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.stack(
-        [torch.randn(4, 16, 16, generator=torch_generator("sample", number, 0)) for number in range(3)]
+        [torch.randn(6, 16, 16, generator=torch_generator("sample", number, 0)) for number in range(3)]
     )
     theirs = pipeline(
         PROMPTS, latents=latents, num_inference_steps=6, guidance_scale=guidance, eta=0.0, output_type="np"

@@ -5,10 +5,10 @@ from customdiff_core import text
 
 def test_ids_are_padded_and_cut_to_the_encoders_length(components):
     ids = text.token_ids(components.encoders[0], ["a cat", "cat " * 100])
-    assert ids.shape == (2, 32)
+    assert ids.shape == (2, 28)
     tokenizer = components.tokenizer
     assert ids[0].tolist()[:1] == [tokenizer.bos_token_id]
-    assert ids[0].tolist()[3:] == [tokenizer.eos_token_id] * 29
+    assert ids[0].tolist()[3:] == [tokenizer.eos_token_id] * 25
     assert ids[1, -1] == tokenizer.eos_token_id
 
 
@@ -19,7 +19,7 @@ def test_equal_prompts_are_encoded_once_and_all_come_back_in_order(components):
     with torch.no_grad():
         features = text.encode(components, prompts).features
         assert sizes == [3]
-        assert features.shape == (5, 32, 192)
+        assert features.shape == (5, 28, 192)
         assert torch.equal(features[0], features[2])
         assert torch.equal(features[0], features[3])
         single = torch.cat([text.encode(components, [prompt]).features for prompt in prompts])

@@ -85,7 +85,7 @@ def test_a_model_is_known_by_its_content_and_not_by_its_place(openmoji: Profile,
     assert copied.path is not None
     assert model_digest(copied) == model_digest(openmoji.model)
     config = copied.path / "scheduler" / "scheduler_config.json"
-    config.write_text(config.read_text().replace("epsilon", "v_prediction"))
+    config.write_text(config.read_text().replace("v_prediction", "epsilon"))
     assert model_digest(copied) != model_digest(openmoji.model)
 
 
@@ -105,7 +105,7 @@ def test_an_encoder_is_known_by_its_files_or_its_tag(openmoji: Profile, tmp_path
     for folder in (source, source.parent / "openmoji-sd" / "tokenizer"):
         target = tmp_path / folder.relative_to(source.parent)
         shutil.copytree(folder, target, copy_function=_link)
-    copy = EncoderSource(model="openmoji-clip", path=tmp_path / source.name)
+    copy = EncoderSource(model=openmoji.judge.model, path=tmp_path / source.name)
     assert encoder_digest(copy) == encoder_digest(openmoji.judge)
     vocabulary = tmp_path / "openmoji-sd" / "tokenizer" / "vocab.json"
     vocabulary.write_text(json.dumps(json.loads(vocabulary.read_text()) | {"new</w>": 9999}))

@@ -89,9 +89,9 @@ def test_pictures_of_several_sizes_have_their_own_features(weights: Path, store:
 
 def test_its_name_stands_beside_kid_and_the_judges_beside_the_rest(weights: Path, store: Store) -> None:
     one = judge(weights, store)
-    assert (one.extractor("kid"), one.extractor("text_alignment")) == ("inception-v3", "openmoji-clip")
+    assert (one.extractor("kid"), one.extractor("text_alignment")) == ("inception-v3", "openmoji-judge")
     without = Judge(get("openmoji"), store, Runtime(device="cpu"))
-    assert without.extractor("kid") == "openmoji-clip"
+    assert without.extractor("kid") == "openmoji-judge"
     np.testing.assert_array_equal(without.kid_features(pictures(2, 99)), without.images(pictures(2, 99)))
 
 
@@ -133,7 +133,7 @@ def test_what_is_published_as_inceptions_is_of_its_features(
     ]
     assert found.loc[("kid", "customized"), "value"] == pytest.approx(kid(*features, 6, 20), rel=1e-9)
     assert set(found.loc["kid", "extractor"]) == {"inception-v3"}
-    assert set(found.loc["text_alignment", "extractor"]) == {"openmoji-clip"}
+    assert set(found.loc["text_alignment", "extractor"]) == {"openmoji-judge"}
     work = Work(
         Cell(row="base", concepts=("cat",), seed=0),
         Protocol(name="x", concepts=("cat",), seeds=1, kid_images=12, kid_subset_size=6),

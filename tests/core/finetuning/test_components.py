@@ -16,7 +16,7 @@ def test_everything_is_frozen_float32_and_in_evaluation_mode(components, openmoj
 def test_the_schedule_is_the_models_own(components):
     config = components.noise_scheduler.config
     assert (config.prediction_type, config.beta_schedule, config.num_train_timesteps) == (
-        "epsilon",
+        "v_prediction",
         "scaled_linear",
         1000,
     )

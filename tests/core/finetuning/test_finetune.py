@@ -155,7 +155,7 @@ def test_regularization_captions_are_encoded_once_as_the_frozen_encoder_reads_th
         Runtime(device="cpu"),
     )
     captions = tables.read(chain.store, chain.training_set, "examples")["prompt"][12:].tolist()
-    assert trainer.examples.prior.features.shape == (24, 32, 192)
+    assert trainer.examples.prior.features.shape == (24, 28, 192)
     assert not trainer.examples.prior.features.requires_grad
     with torch.no_grad():
         expected = text.encode(load_components(chain.profile.model), captions)

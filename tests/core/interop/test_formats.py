@@ -1,7 +1,9 @@
 """Other programs' files: their layouts written by hand from their description, read, and written back bit for bit."""
 
 import dataclasses
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,9 @@ def test_compvis_names_are_stable_diffusion_1s():
 
 def test_a_whole_model_is_what_diffusers_converter_takes_it_for(chain, trained: Delta, base: Base, tmp_path: Path):
     """Every weight of UNet and VAE under CompVis' names, turned back by diffusers' own single-file code."""
+    with pytest.raises(DeltaError, match="found a text encoder that is not Stable Diffusion 1's"):
+        write(tmp_path / "model.safetensors", trained, base, "webui")
+    base = _with_webuis_encoder(base, tmp_path / "model")
     written = write(tmp_path / "model.safetensors", trained, base, "webui")
     assert [path.relative_to(tmp_path).as_posix() for path in written] == [
         "model.safetensors",
@@ -508,10 +513,19 @@ def _pipeline(chain) -> Any:
     return pipeline
 
 
+def _with_webuis_encoder(base: Base, folder: Path) -> Base:
+    """The same model, but for the activation that webui takes for granted."""
+    assert base.source.path is not None
+    shutil.copytree(base.source.path, folder)
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "quick_gelu"}))
+    return Base(base.source.model_copy(update={"path": folder}))
+
+
 def _drawn(pipeline: Any, prompt: str = PROMPT) -> np.ndarray:
     unet: UNet2DConditionModel = pipeline.unet
-    side = unet.config.sample_size
-    noise = torch.randn(4, side, side, generator=torch_generator("sample", 0, 0))[None]
+    shape = unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
+    noise = torch.randn(shape, generator=torch_generator("sample", 0, 0))[None]
     made = pipeline(
         [prompt], latents=noise, num_inference_steps=DDIM.steps, guidance_scale=DDIM.guidance_scale, output_type="np"
     )
