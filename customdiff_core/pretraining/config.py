@@ -115,7 +115,7 @@ class PretrainConfig(Frozen):
         embed_dim=160,
         noise=0.08,
     )
-    dino: DinoConfig = DinoConfig(steps=1_500, batch_size=64, learning_rate=5e-4, weight_decay=0.04, seed=2)
+    dino: DinoConfig = DinoConfig(steps=600, batch_size=64, learning_rate=1e-3, weight_decay=0.04, seed=2)
     validation: int = Field(
         default=384, ge=16, description="scenes of one thing that it is measured on; half as many of two"
     )

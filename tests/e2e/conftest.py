@@ -104,7 +104,7 @@ class Stack:
         wanted = {"artifacts": {"flow_run_id": {"any_": [run]}}, "limit": 100}
         return {one["key"]: str(one["data"]) for one in self.post("artifacts/filter", wanted)}
 
-    def post(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+    def post(self, path: str, body: Any = None, method: str = "POST") -> Any:
         """Ask the server's API; like Prefect's own client, again when its database is busy (503)."""
         for pause in (0.5, 1, 2, 4, 8, 0):
             answer = self.api.request(method, path, json=body)

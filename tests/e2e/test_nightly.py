@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def first(stack: Stack) -> dict[str, Any]:
-    """A night killed with -9 once one of its cells is done, and started again."""
+    """A night killed with -9 once one of its cells is done, and started again when the server had been, too."""
     run = stack.start("benchmark/quick", **SMALL)
     deadline = time.monotonic() + 200
     while len(list(stack.store.manifests("cell"))) < 1:
@@ -45,6 +46,9 @@ def first(stack: Stack) -> dict[str, Any]:
     for process in stack.engines(run):
         process.kill()
     stack.wait(run, {"CRASHED"})
+    for command in ("down", "up"):
+        done = stack.local(command)
+        assert done.returncode == 0, done.stdout + done.stderr
     return stack.run("benchmark/quick", **SMALL)
 
 
@@ -87,9 +91,29 @@ def test_an_unbroken_night_has_the_same_figures(stack: Stack, first: dict[str, A
     assert same[0].equals(same[1])
 
 
-def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(stack: Stack, first: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def scheduled(stack: Stack, first: dict[str, Any]) -> dict[str, Any]:
+    """Another night, started by a schedule like the nightly one's, brought forward to the next minute."""
+    quick = stack.post("deployments/name/benchmark/quick", method="GET")["id"]
+    soon = datetime.now(UTC) + timedelta(seconds=70)
     tonight = {name: value for name, value in SMALL.items() if name != "night"}
-    run = stack.run("benchmark/quick", **tonight)
+    plan = {"schedule": {"cron": f"{soon.minute} {soon.hour} * * *", "timezone": "UTC"}, "parameters": tonight}
+    stack.post(f"deployments/{quick}/schedules", [plan | {"active": True}])
+    due = {"flow_runs": {"expected_start_time": {"before_": (soon + timedelta(minutes=2)).isoformat()}}}
+    wanted = due | {"deployments": {"id": {"any_": [quick]}}}
+    deadline = time.monotonic() + 120
+    while not (planned := [one for one in stack.post("flow_runs/filter", wanted) if one["auto_scheduled"]]):
+        assert time.monotonic() < deadline, "the schedule made no run"
+        time.sleep(1)
+    run = stack.wait(planned[0]["id"])
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    return run
+
+
+def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(
+    stack: Stack, scheduled: dict[str, Any]
+) -> None:
+    run = scheduled
     table = night_of(stack, run["id"])
     date = str(run["expected_start_time"])[:10]
     cells = tables.read(stack.store, table, "benchmark")
