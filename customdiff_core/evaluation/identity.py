@@ -56,7 +56,7 @@ def colours(picture: Image.Image) -> Vectors:
     return counts.astype(np.float32)
 
 
-def _spread(counts: Scores, place: Scores, weight: Scores, after: Scores) -> None:
+def _spread(counts: Scores, place: Scores, weight: Scores, after: npt.NDArray[Any]) -> None:
     """Share each weight between the two bins that its place lies between: no colour is near an edge."""
     first = np.floor(place).astype(int) % len(counts)
     share = place - np.floor(place)
