@@ -3,10 +3,16 @@
 With S the resolution, a concept picture is resized to U{S/3..S} two times out of three and to U[1.2 S, 1.4 S) otherwise.
 Below 0.6 S it is pasted at a random place on an empty canvas and called "a far away" or "very small"; above S it is
 cropped and called "zoomed in" or "close up". The loss of a pasted view is masked to the pasted box.
+
+A training image is square, as in the paper, or with aspect buckets the nearest to its picture's shape of a few of about equal
+area; what is said of S then holds for both of its sides.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +31,18 @@ from customdiff_core.seeding import numpy_rng
 FAR = ("a far away ", "very small ")
 NEAR = ("zoomed in ", "close up ")
 PASTE_BELOW = 0.6  # of the resolution
+RATIOS = (1 / 2, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 2)  # of a bucket's width to its height
 Mask = npt.NDArray[np.float32]
+Size = tuple[int, int]  # width and height, pixels
 
 
 @dataclass(frozen=True)
 class View:
-    """How one augmented view is made of a picture; lengths in pixels of the training image."""
+    """How one augmented view is made of a picture; lengths in pixels of the training image.
+
+    `scale` is the size of the whole picture where the resolution is that of the training image; `shape` is the training
+    image's width and height, None for the square.
+    """
 
     picture: int
     scale: int
@@ -38,51 +50,86 @@ class View:
     left: int
     flip: bool
     prefix: str
+    shape: Size | None = None
+
+    def canvas(self, side: int) -> Size:
+        """Width and height of the training image at resolution `side`."""
+        return self.shape or (side, side)
+
+    def box(self, side: int) -> Size:
+        """Width and height of the whole picture, resized."""
+        width, height = self.canvas(side)
+        return round(width * self.scale / side), round(height * self.scale / side)
 
 
-def draw_view(number: int, pictures: int, config: AugmentConfig) -> View:
-    """Draw the parameters of view `number`; the pictures take turns, so that each is seen equally often."""
+def bucket(size: Size, side: int) -> Size:
+    """The shape of a training image for a picture: width and height in eighths of `side`, their product about side²."""
+    width, height = size
+    step, made = side // 8, [(round(8 * math.sqrt(ratio)), round(8 / math.sqrt(ratio))) for ratio in RATIOS]
+    wide, high = min(made, key=lambda one: abs(math.log(one[0] / one[1]) - math.log(width / height)))
+    return step * wide, step * high
+
+
+def draw_view(number: int, pictures: int, config: AugmentConfig, shapes: Sequence[Size] = ()) -> View:
+    """Draw the parameters of view `number`; the pictures take turns, so that each is seen equally often.
+
+    Args:
+        number: which view; the same number gives the same view.
+        pictures: how many the concept has.
+        config: the resolution, the distribution and the seed.
+        shapes: the pictures' buckets; without any, all are square.
+    """
     rng = numpy_rng("view", config.seed, number)
-    side = config.resolution
+    side, picture = config.resolution, number % pictures
+    shape = shapes[picture] if shapes else None
     if not config.random_resize:
-        return View(number % pictures, side, 0, 0, bool(rng.random() < config.flip_probability), "")
+        return View(picture, side, 0, 0, bool(rng.random() < config.flip_probability), "", shape)
     if rng.random() < config.resize_probability:
         scale = int(rng.integers(math.ceil(side / 3), side + 1))
     else:
         scale = int(rng.integers(math.ceil(1.2 * side), math.ceil(1.4 * side)))
-    room = abs(side - scale) if scale < PASTE_BELOW * side or scale > side else 0
-    top, left = (int(place) for place in rng.integers(0, room + 1, size=2))
+    placed = scale < PASTE_BELOW * side or scale > side
+    plain = View(picture, scale, 0, 0, False, "", shape)
+    across, down = (
+        abs(length - whole) if placed else 0 for length, whole in zip(plain.box(side), plain.canvas(side), strict=True)
+    )
+    top, left = (int(place) for place in rng.integers(0, (down + 1, across + 1)))
     words = FAR if scale < PASTE_BELOW * side else NEAR if scale > side else ("",)
     prefix = words[int(rng.integers(len(words)))]
-    return View(number % pictures, scale, top, left, bool(rng.random() < config.flip_probability), prefix)
+    return dataclasses.replace(
+        plain, top=top, left=left, flip=bool(rng.random() < config.flip_probability), prefix=prefix
+    )
 
 
 def render_view(picture: Image.Image, view: View, side: int, empty: int = 127) -> Image.Image:
-    """Make a view: (side, side) RGB. Pasted views lie on mid-grey, which is zero for the VAE: an empty canvas."""
-    square = images.center_crop(picture)
+    """Make a view: RGB of its shape. Pasted views lie on mid-grey, which is zero for the VAE: an empty canvas."""
+    width, height = view.canvas(side)
+    whole = images.center_crop(picture, (width, height))
     if view.flip:
-        square = ImageOps.mirror(square)
+        whole = ImageOps.mirror(whole)
     if view.scale < PASTE_BELOW * side:
-        canvas = Image.new("RGB", (side, side), (empty, empty, empty))
-        canvas.paste(square.resize((view.scale, view.scale), Image.Resampling.LANCZOS), (view.left, view.top))
+        canvas = Image.new("RGB", (width, height), (empty, empty, empty))
+        canvas.paste(whole.resize(view.box(side), Image.Resampling.LANCZOS), (view.left, view.top))
         return canvas
     if view.scale > side:
-        large = square.resize((view.scale, view.scale), Image.Resampling.LANCZOS)
-        return large.crop((view.left, view.top, view.left + side, view.top + side))
-    return square.resize((side, side), Image.Resampling.LANCZOS)
+        large = whole.resize(view.box(side), Image.Resampling.LANCZOS)
+        return large.crop((view.left, view.top, view.left + width, view.top + height))
+    return whole.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def latent_mask(view: View, side: int, cells: int) -> Mask:
-    """Where the loss of a view counts: (cells, cells) of 0 and 1.
+    """Where the loss of a view counts: (h, w) of 0 and 1, `cells` of them along the resolution.
 
     A pasted box is measured in latent cells and eroded by one on each side, since its border cells also see the canvas;
     a box too small for that keeps its middle cell, so that a mask is never empty (a 0/0 in the loss).
     """
+    (width, height), (wide, high) = view.canvas(side), view.box(side)
+    per_pixel = cells / side
+    across, down = round(width * per_pixel), round(height * per_pixel)
     if view.scale >= PASTE_BELOW * side:
-        return np.ones((cells, cells), np.float32)
-    mask = np.zeros((cells, cells), np.float32)
-    rows, columns = (_eroded(start, view.scale, cells / side, cells) for start in (view.top, view.left))
-    mask[rows, columns] = 1
+        return np.ones((down, across), np.float32)
+    mask = np.zeros((down, across), np.float32)
+    mask[_eroded(view.top, high, per_pixel, down), _eroded(view.left, wide, per_pixel, across)] = 1
     return mask
 
 
@@ -114,9 +161,9 @@ def augment(
     """Make the training set: the concept's views and the regularization images, if any, with prompts, masks, VAE latents.
 
     Returns:
-        A `training_set` artifact. examples.parquet has one row a view or regularization image; latents.safetensors
-        has `mean` and `logvar` (N, 4, h, w) of every row, so that training draws fresh latents without the VAE, and
-        `mask` (N, 1, h, w).
+        A `training_set` artifact. examples.parquet has one row a view or regularization image, the latter once in every
+        shape that the views have; latents.safetensors has, by shape, `mean` and `logvar` (N, C, h, w) of every row, so
+        that training draws fresh latents without the VAE, and `mask` (N, 1, h, w).
 
     Raises:
         ImageError, WeightsError: naming the file.
@@ -128,20 +175,36 @@ def augment(
         files = [concept.read(picture) for picture in concept.images]
         pictures = [images.decode(data, picture.name) for data, picture in zip(files, concept.images, strict=True)]
         alphas = [images.opacity(data) if config.alpha_masks else None for data in files]
-        views = [draw_view(number, len(pictures), config) for number in range(config.views)]
         side = config.resolution
+        shapes = [bucket(one.size, side) for one in pictures] if config.aspect_buckets else []
+        views = [draw_view(number, len(pictures), config, shapes) for number in range(config.views)]
         rendered = [render_view(pictures[view.picture], view, side) for view in views]
         prior = tables.read(store, regularization, "regularization").to_dict("records") if regularization else []
-        regular = [_square(images.open_trusted(hit["image"]), side) for hit in prior]
-        mean, logvar = encode_latents(rendered + regular, profile.model, runtime, progress)
-        masks = [_mask(view, alphas[view.picture], side, mean.shape[-1]) for view in views]
-        masks += [np.ones_like(masks[0])] * len(regular)
-        save_latents(folder / "latents.safetensors", mean, logvar, np.stack(masks)[:, None])
-        rows = [
-            _view_row(concept, view, image, row) for row, (view, image) in enumerate(zip(views, rendered, strict=True))
-        ]
-        rows += [_prior_row(hit, row) for row, hit in enumerate(prior, len(views))]
-        return tables.write(folder / "examples.parquet", rows)
+        regular = [images.open_trusted(hit["image"]) for hit in prior]
+
+        by_shape: dict[Size, list[int]] = {}
+        for number, view in enumerate(views):
+            by_shape.setdefault(view.canvas(side), []).append(number)
+        total = len(views) + len(by_shape) * len(regular)
+        encoded: dict[Size, tuple[Mask, Mask, Mask]] = {}
+        view_rows: dict[int, tables.Row] = {}
+        prior_rows: list[tables.Row] = []
+        for shape, members in by_shape.items():
+            whole = [images.center_crop(one, shape).resize(shape, Image.Resampling.LANCZOS) for one in regular]
+            batch, before = [rendered[number] for number in members] + whole, len(view_rows) + len(prior_rows)
+            tell = partial(_tell, progress, before, total)
+            mean, logvar = encode_latents(batch, profile.model, runtime, tell)
+            cells = round(mean.shape[-1] * side / shape[0])
+            masks = [_mask(views[number], alphas[views[number].picture], side, cells) for number in members]
+            masks += [np.ones_like(masks[0])] * len(whole)
+            encoded[shape] = (mean, logvar, np.stack(masks)[:, None])
+            for row, number in enumerate(members):
+                view_rows[number] = _view_row(concept, views[number], rendered[number], row)
+            prior_rows += [_prior_row(hit, shape, row) for row, hit in enumerate(prior, len(members))]
+        save_latents(folder / "latents.safetensors", encoded)
+        return tables.write(
+            folder / "examples.parquet", [*(view_rows[number] for number in range(len(views))), *prior_rows]
+        )
 
     return store.make(stages.augment(concept, regularization, profile, config), produce)
 
@@ -151,8 +214,9 @@ def _mask(view: View, alpha: Image.Image | None, side: int, cells: int) -> Mask:
     return mask if alpha is None else opaque_mask(alpha, view, mask, side)
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    return images.center_crop(image).resize((side, side), Image.Resampling.LANCZOS)
+def _tell(progress: Progress, before: int, whole: int, done: int, total: int, note: str = "") -> None:
+    """Progress of a part, in the whole's count."""
+    progress(before + done, whole, note)
 
 
 def _view_row(concept: Concept, view: View, image: Image.Image, row: int) -> tables.Row:
@@ -166,12 +230,14 @@ def _view_row(concept: Concept, view: View, image: Image.Image, row: int) -> tab
         "left": view.left,
         "flip": view.flip,
         "prefix": view.prefix,
+        "width": image.width,
+        "height": image.height,
         "latent_row": row,
         "image": images.encode(image),
     }
 
 
-def _prior_row(hit: dict[Any, Any], row: int) -> tables.Row:
+def _prior_row(hit: dict[Any, Any], shape: Size, row: int) -> tables.Row:
     return {
         "role": "regularization",
         "concept": "",
@@ -182,6 +248,8 @@ def _prior_row(hit: dict[Any, Any], row: int) -> tables.Row:
         "left": 0,
         "flip": False,
         "prefix": "",
+        "width": shape[0],
+        "height": shape[1],
         "latent_row": row,
         "image": None,
     }

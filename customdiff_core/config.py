@@ -88,6 +88,11 @@ class AugmentConfig(Frozen):
         default=2 / 3, ge=0, le=1, description="chance of U{S/3..S}; otherwise U[1.2 S, 1.4 S)"
     )
     flip_probability: float = Field(default=0.5, ge=0, le=1, description="chance of a horizontal flip")
+    aspect_buckets: bool = Field(
+        default=False,
+        description="train on a picture's own shape, cut to the nearest of a few of about equal area, instead of its middle "
+        "square; a batch has one shape",
+    )
     alpha_masks: bool = Field(
         default=False, description="count the loss only where a picture with an alpha channel is opaque"
     )

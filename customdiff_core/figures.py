@@ -34,12 +34,17 @@ METRICS = {
 
 
 def thumbnail(png: bytes, side: int = 96) -> Image.Image:
-    """Return the picture's centred square at (side, side); a small one is enlarged with crisp pixels."""
-    square = images.center_crop(images.open_trusted(png))
-    if square.width < side:
-        whole = square.width * -(-side // square.width)
-        square = square.resize((whole, whole), Image.Resampling.NEAREST)
-    return square.resize((side, side), Image.Resampling.LANCZOS)
+    """Return the picture's centred square at (side, side)."""
+    return _sized(images.center_crop(images.open_trusted(png)), side)
+
+
+def _sized(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side at `side`; a small one is enlarged with crisp pixels."""
+    times = -(-side // max(picture.size))
+    if times > 1:
+        picture = picture.resize((times * picture.width, times * picture.height), Image.Resampling.NEAREST)
+    scale = side / max(picture.size)
+    return picture.resize((round(scale * picture.width), round(scale * picture.height)), Image.Resampling.LANCZOS)
 
 
 def image_uri(image: Image.Image, *, lossless: bool = False) -> str:
@@ -90,13 +95,13 @@ def masked_view(png: bytes, mask: npt.NDArray[np.floating[Any]], side: int = 96)
     Args:
         png: the view.
         mask: (h, w) of 0 and 1, in latent cells.
-        side: of the result, in pixels.
+        side: the result's longer one, in pixels.
     """
-    view = thumbnail(png, side)
+    view = _sized(images.open_trusted(png), side)
     if mask.all():
         return view
     rows, columns = np.nonzero(mask)
-    per_row, per_column = side / mask.shape[0], side / mask.shape[1]
+    per_row, per_column = view.height / mask.shape[0], view.width / mask.shape[1]
     box = (
         columns.min() * per_column,
         rows.min() * per_row,

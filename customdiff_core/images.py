@@ -94,11 +94,13 @@ def opacity(data: bytes) -> Image.Image | None:
     return ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A").convert("RGB")
 
 
-def center_crop(image: Image.Image) -> Image.Image:
-    """Return the largest centred square; squashing would teach the concept wrong proportions."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def center_crop(image: Image.Image, shape: tuple[int, int] = (1, 1)) -> Image.Image:
+    """Return the largest centred part of a shape, width : height; squashing would teach the concept wrong proportions."""
+    width, height = shape
+    scale = min(image.width / width, image.height / height)
+    wide, high = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    return image.crop((left, top, left + wide, top + high))
 
 
 def encode(image: Image.Image, recipe: Mapping[str, Any] | None = None, *, effort: int = 6) -> bytes:

@@ -1,7 +1,8 @@
 """Latents kept as the VAE's mean and log-variance, so that training draws a fresh one each step without the VAE."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,17 @@ from customdiff_core.progress import Progress
 
 BATCH = 16
 
+NAMES = ("mean", "logvar", "mask")
 Array = npt.NDArray[np.float32]
+Size = tuple[int, int]  # width and height, pixels
+
+
+class Latents(NamedTuple):
+    """One picture's: the posterior's mean and log-variance (C, h, w), and where its loss counts (1, h, w)."""
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+    mask: torch.Tensor
 
 
 def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
@@ -29,7 +40,7 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
 def encode_latents(
     images: Sequence[Image.Image], source: ModelSource, runtime: Runtime, progress: Progress
 ) -> tuple[Array, Array]:
-    """Encode images into the posterior's mean and log-variance: two arrays (N, 4, h, w), float32, not yet scaled."""
+    """Encode images into the posterior's mean and log-variance: two arrays (N, C, h, w), float32, not yet scaled."""
     device = resolve_device(runtime.device)
     vae = load_vae(source).to(device)
     means: list[torch.Tensor] = []
@@ -49,12 +60,19 @@ def draw(mean: torch.Tensor, logvar: torch.Tensor, scale: float, generator: torc
     return (mean + torch.exp(0.5 * logvar) * noise) * scale
 
 
-def save_latents(path: Path, mean: Array, logvar: Array, mask: Array) -> None:
-    """Write a training set's latents and masks."""
-    tensors = {"mean": torch.from_numpy(mean), "logvar": torch.from_numpy(logvar), "mask": torch.from_numpy(mask)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+def save_latents(path: Path, groups: Mapping[Size, tuple[Array, Array, Array]]) -> None:
+    """Write a training set's mean, logvar (N, C, h, w) and mask (N, 1, h, w), by width and height of the pictures."""
+    save_file(
+        {
+            f"{name}.{width}x{height}": torch.from_numpy(array).contiguous()
+            for (width, height), arrays in groups.items()
+            for name, array in zip(NAMES, arrays, strict=True)
+        },
+        path,
+    )
 
 
-def load_latents(path: Path) -> dict[str, torch.Tensor]:
-    """Read them back: mean, logvar (N, 4, h, w) and mask (N, 1, h, w)."""
-    return load_file(path)
+def load_latents(path: Path, rows: Iterable[tuple[int, int, int]]) -> list[Latents]:
+    """Read rows of a training set, each given by width and height of its picture and its `latent_row`."""
+    tensors = load_file(path)
+    return [Latents(*(tensors[f"{name}.{width}x{height}"][row] for name in NAMES)) for width, height, row in rows]

@@ -26,6 +26,7 @@ from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
 from customdiff_core.finetuning.loop import Examples, Trainer
 from customdiff_core.finetuning.modifier_token import add_modifier_tokens
 from customdiff_core.finetuning.trained_parameters import train_parameters
+from customdiff_core.latents import Latents
 
 ROUNDS = 2
 CELLS = 32  # 256 px
@@ -113,10 +114,9 @@ def our_step(components: Components) -> tuple[Step, Callable[[], int]]:
     rows = add_modifier_tokens(encoder, ["<v>"], ["ktn"]).rows
     weights = train_parameters(components.unet, KEYS_AND_VALUES, detach_bos=True)
     size = (440, 4, CELLS, CELLS)
+    cached = torch.randn(size), torch.full(size, -10.0), torch.ones(440, 1, CELLS, CELLS)
     examples = Examples(
-        mean=torch.randn(size),
-        logvar=torch.full(size, -10.0),
-        mask=torch.ones(440, 1, CELLS, CELLS),
+        latents=[Latents(*rows) for rows in zip(*cached, strict=True)],
         prompts=["photo of a <v> cat"] * 240,
         prior=Condition(torch.randn(200, 77, 768)),
         latent_scale=0.18215,
@@ -128,10 +128,9 @@ def our_step(components: Components) -> tuple[Step, Callable[[], int]]:
 
     def held() -> int:
         state = [value for one in trainer.optimizer.state.values() for value in one.values()]
-        cached = [examples.mean, examples.logvar, examples.mask]
-        cached += [examples.prior.features] if examples.prior else []
+        captions = [examples.prior.features] if examples.prior else []
         trained = list(trainer.trained.values())
-        return _bytes(state) + _bytes(trained) + _bytes(trainer.average.values()) + _bytes(cached)
+        return _bytes(state) + _bytes(trained) + _bytes(trainer.average.values()) + _bytes(cached) + _bytes(captions)
 
     return trainer.train_step, held
 

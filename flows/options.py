@@ -116,6 +116,9 @@ class AugmentOptions(Frozen):
     random_resize: bool | None = Field(
         default=None, description="the paper's random sizes with their words; empty: as the method has it"
     )
+    aspect_buckets: bool = Field(
+        default=False, description="train on each picture's own shape, not on its middle square"
+    )
     alpha_masks: bool = Field(default=False, description="count the loss only where a picture is opaque")
 
     def resolve(self, profile: Profile, method: str = "custom-diffusion") -> AugmentConfig:

@@ -117,13 +117,15 @@ def training_set(store: Store, concept: Concept) -> Artifact:
         masks = np.ones((5, 1, 8, 8), np.float32)
         masks[1] = 0
         masks[1, 0, 2:4, 3:6] = 1
-        save_file({"mask": masks}, folder / "latents.safetensors")
+        save_file({"mask.64x64": masks}, folder / "latents.safetensors")
         prefixes = ["", "very small ", "zoomed in ", ""]
         rows = [
             {
                 "role": "concept",
                 "prompt": concept.with_concept(prefix + concept.instance_prompt),
                 "prefix": prefix,
+                "width": 64,
+                "height": 64,
                 "latent_row": row,
             }
             | {"image": png(row)}
@@ -131,7 +133,18 @@ def training_set(store: Store, concept: Concept) -> Artifact:
         ]
         return tables.write(
             folder / "examples.parquet",
-            [*rows, {"role": "regularization", "prompt": EVIL, "prefix": "", "latent_row": 4, "image": None}],
+            [
+                *rows,
+                {
+                    "role": "regularization",
+                    "prompt": EVIL,
+                    "prefix": "",
+                    "width": 64,
+                    "height": 64,
+                    "latent_row": 4,
+                    "image": None,
+                },
+            ],
         )
 
     return _make(store, "training_set", {"resolution": 64, "views": 4}, produce)

@@ -97,8 +97,10 @@ def views(training_set: Artifact, store: Store, count: int = VIEWS_SHOWN) -> lis
     examples = tables.read(store, training_set, "examples")
     records = examples.loc[examples["role"] == "concept"].head(count).to_dict("records")
     with safe_open(store.path(training_set) / "latents.safetensors", "np") as file:
-        masks = file.get_slice("mask")
-        return [{**record, "mask": masks[int(record["latent_row"])][0]} for record in records]
+        return [
+            {**one, "mask": file.get_slice(f"mask.{one['width']}x{one['height']}")[int(one["latent_row"])][0]}
+            for one in records
+        ]
 
 
 def template(path: Path) -> Template:

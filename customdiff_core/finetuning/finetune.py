@@ -6,6 +6,7 @@ from the weights of a parent delta and keeps its tokens.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -135,18 +136,20 @@ def make_examples(
     components: Components, training_sets: Sequence[Artifact], profile: Profile, config: FinetuneConfig, store: Store
 ) -> Examples:
     """Join training sets: all their views first, then all their regularization images."""
-    loaded = [tables.read(store, one, "examples", ["role", "prompt"]) for one in training_sets]
-    tensors = [latents.load_latents(store.path(one) / "latents.safetensors") for one in training_sets]
-    is_view = [torch.tensor((table["role"] == "concept").tolist()) for table in loaded]
-    joined = {
-        name: torch.cat(
-            [one[name][mask == wanted] for wanted in (True, False) for one, mask in zip(tensors, is_view, strict=True)]
+    columns = ["role", "prompt", "width", "height", "latent_row"]
+    sets: list[Any] = [tables.read(store, one, "examples", columns) for one in training_sets]
+    groups = {role: [one[one["role"] == role] for one in sets] for role in ("concept", "regularization")}
+    views = _groups([len(one) for one in groups["concept"]], 0)
+    priors = _groups([len(one) for one in groups["regularization"]], sum(map(len, views)))
+    joined = [
+        one
+        for part in groups.values()
+        for made, rows in zip(training_sets, part, strict=True)
+        for one in latents.load_latents(
+            store.path(made) / "latents.safetensors",
+            zip(rows["width"], rows["height"], rows["latent_row"], strict=True),
         )
-        for name in ("mean", "logvar", "mask")
-    }
-    views = _groups([int(mask.sum()) for mask in is_view], 0)
-    priors = _groups([int((~mask).sum()) for mask in is_view], sum(map(len, views)))
-    table = pd.concat(loaded)
+    ]
     held = config.early_stop.views if config.early_stop else 0
     if any(len(group) <= held for group in views):
         raise TrainingError(
@@ -154,9 +157,9 @@ def make_examples(
             "raise augment.views or lower early_stop.views"
         )
     return Examples(
-        **joined,
-        prompts=table.loc[table["role"] == "concept", "prompt"].tolist(),
-        prior=_prior(components, table.loc[table["role"] != "concept", "prompt"].tolist()),
+        latents=joined,
+        prompts=pd.concat(groups["concept"])["prompt"].tolist(),
+        prior=_prior(components, pd.concat(groups["regularization"])["prompt"].tolist()),
         latent_scale=latent_scale(profile.model),
         views=[group[: len(group) - held] for group in views],
         priors=priors,

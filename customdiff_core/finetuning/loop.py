@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -22,6 +23,7 @@ from customdiff_core.finetuning.early_stop import Watch
 from customdiff_core.finetuning.loss import instance_loss, prior_loss, target_of, timestep_weights
 from customdiff_core.finetuning.optimizers import make_optimizer
 from customdiff_core.finetuning.schedule import rate_factor
+from customdiff_core.latents import Latents
 from customdiff_core.seeding import torch_generator
 
 logger = logging.getLogger(__name__)
@@ -29,25 +31,43 @@ logger = logging.getLogger(__name__)
 HISTORY = ("loss", "instance_loss", "prior_loss", "gradient_norm")
 
 
+class Bucket(NamedTuple):
+    """Rows of one shape: the views and the regularization images of each concept."""
+
+    views: list[list[int]]
+    priors: list[list[int]]
+
+
 @dataclass
 class Examples:
     """Training sets in memory: N views, then M regularization images.
 
-    `mean` and `logvar` (N + M, 4, h, w), `mask` (N + M, 1, h, w), `prompts` of the views, and `prior` (M, L, D): the
+    `latents` are all of them, in one shape or several; `prompts` those of the views, and `prior` (M, L, D) the
     regularization captions, encoded once, since nothing that is trained changes them; None without such images.
     `views` and `priors` are the rows of each concept, of which each is seen equally often; `withheld` are views that
     training never sees.
     """
 
-    mean: torch.Tensor
-    logvar: torch.Tensor
-    mask: torch.Tensor
+    latents: Sequence[Latents]
     prompts: list[str]
     prior: Condition | None
     latent_scale: float
     views: Sequence[Sequence[int]]
     priors: Sequence[Sequence[int]]
     withheld: Sequence[int] = ()
+
+    def by_shape(self, rows: Sequence[int]) -> dict[torch.Size, list[int]]:
+        """Rows in groups of equal shape, which alone can be a batch."""
+        groups: dict[torch.Size, list[int]] = {}
+        for row in rows:
+            groups.setdefault(self.latents[row].mean.shape, []).append(row)
+        return groups
+
+    def buckets(self) -> list[Bucket]:
+        """The rows that can be in a batch together, those of each concept apart."""
+        views, priors = ([self.by_shape(group) for group in groups] for groups in (self.views, self.priors))
+        shapes = dict.fromkeys(shape for group in views for shape in group)
+        return [Bucket(*([group.get(shape, []) for group in groups] for groups in (views, priors))) for shape in shapes]
 
 
 @dataclass
@@ -75,6 +95,7 @@ class Trainer:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = grad_scaler(device, config.precision)
         self.average = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
+        self.buckets = self.examples.buckets()
         self.watch = Watch(config.early_stop)
 
     @property
@@ -132,7 +153,8 @@ class Trainer:
         """Total, instance and prior loss of one batch, given by its rows of the examples."""
         config, network, examples = self.config, self.components, self.examples
         picked, device = torch.cat([views, priors]), network.device
-        mean, logvar = examples.mean[picked].to(device), examples.logvar[picked].to(device)
+        shown = [examples.latents[row] for row in picked.tolist()]
+        mean, logvar = (torch.stack([getattr(one, name) for one in shown]).to(device) for name in ("mean", "logvar"))
         clean = latent_space.draw(mean, logvar, examples.latent_scale, generator)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         times = torch.randint(network.noise_scheduler.config.num_train_timesteps, (len(picked),), generator=generator)
@@ -148,7 +170,7 @@ class Trainer:
             prediction = network.predict(noisy, times, condition).float()
         target = target_of(network.noise_scheduler, clean, noise, times)
         weights = timestep_weights(network.noise_scheduler, times, config.min_snr_gamma)
-        half, mask = len(views), examples.mask[views].to(device)
+        half, mask = len(views), torch.stack([one.mask for one in shown[: len(views)]]).to(device)
         instance = instance_loss(prediction[:half], target[:half], mask, weights[:half])
         no_prior = instance.new_zeros(())
         prior = prior_loss(prediction[half:], target[half:], weights[half:]) if len(priors) else no_prior
@@ -172,7 +194,8 @@ class Trainer:
             parts = [
                 float(self.losses(rows, torch.tensor([], dtype=torch.long), torch_generator("withheld", number))[1])
                 for number in range(4)
-                for rows in torch.tensor(self.examples.withheld).split(self.config.batch_size)
+                for group in self.examples.by_shape(self.examples.withheld).values()
+                for rows in torch.tensor(group).split(self.config.batch_size)
             ]
         return sum(parts) / len(parts)
 
@@ -198,10 +221,13 @@ class Trainer:
             tensor.copy_(values[name])
 
     def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the views and the regularization images of batch `number`: the concepts take turns in each."""
+        """Return the views and the regularization images of batch `number`: of one shape, the concepts take turns in each."""
         size, seed = self.config.batch_size, self.config.seed
-        views = _turns("views", seed, number * size, size, self.examples.views)
-        wanted = self.examples.priors if self.config.prior_weight else ()
+        shares = torch.tensor([float(sum(map(len, bucket.views))) for bucket in self.buckets])
+        drawn = torch.multinomial(shares, 1, generator=torch_generator("bucket", seed, number))
+        bucket = self.buckets[int(drawn)]
+        views = _turns("views", seed, number * size, size, bucket.views)
+        wanted = bucket.priors if self.config.prior_weight else ()
         return views, _turns("priors", seed, number * size, size, wanted)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -2,23 +2,27 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from customdiff_core import images, tables
+from customdiff_core import concepts, images, tables
 from customdiff_core.augmentation import (
     FAR,
     NEAR,
     PASTE_BELOW,
     View,
     augment,
+    bucket,
     draw_view,
     latent_mask,
     opaque_mask,
     render_view,
 )
-from customdiff_core.config import AugmentConfig
+from customdiff_core.config import AugmentConfig, EarlyStop, Runtime
+from customdiff_core.evaluation import results
+from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.latents import load_latents
 
 SIDE = 512
@@ -208,19 +212,17 @@ def test_the_training_set_holds_views_then_regularization_images(chain):
 
 def test_its_pictures_and_masks_are_those_of_its_rows(chain):
     table = tables.read(chain.store, chain.training_set, "examples")
-    tensors = load_latents(chain.store.path(chain.training_set) / "latents.safetensors")
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        "mean": (36, 6, 16, 16),
-        "logvar": (36, 6, 16, 16),
-        "mask": (36, 1, 16, 16),
-    }
+    rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+    latents = load_latents(chain.store.path(chain.training_set) / "latents.safetensors", rows)
+    shapes = {(tuple(one.mean.shape), tuple(one.logvar.shape), tuple(one.mask.shape)) for one in latents}
+    assert shapes == {((6, 16, 16), (6, 16, 16), (1, 16, 16))}
     pictures = {one.sha256: images.decode(chain.concept.read(one), one.name) for one in chain.concept.images}
     for row in table[:12].itertuples():
         drawn = View(0, row.scale, row.top, row.left, row.flip, row.prefix)
         expected = render_view(pictures[row.source_sha256], drawn, 64)
         assert np.array_equal(np.asarray(images.open_trusted(row.image)), np.asarray(expected))
-        assert np.array_equal(tensors["mask"][row.latent_row, 0].numpy(), latent_mask(drawn, 64, 16))
-    assert tensors["mask"][12:].all()
+        assert np.array_equal(latents[row.Index].mask[0].numpy(), latent_mask(drawn, 64, 16))
+    assert all(one.mask.all() for one in latents[12:])
 
 
 def test_it_is_made_once_and_equally_in_another_store(chain, store):
@@ -270,3 +272,78 @@ def test_a_training_set_may_have_no_regularization_images(chain):
     made = augment(chain.concept, None, chain.profile, config, store=chain.store)
     assert set(tables.read(chain.store, made, "examples")["role"]) == {"concept"}
     assert made.rows == 3
+
+
+# Aspect buckets
+
+
+@settings(max_examples=200, deadline=None)
+@given(width=st.integers(1, 4000), height=st.integers(1, 4000), side=st.sampled_from([64, 512, 768, 1024]))
+def test_a_bucket_has_about_the_squares_area_and_the_pictures_shape(width: int, height: int, side: int):
+    wide, high = bucket((width, height), side)
+    assert wide % (side // 8) == high % (side // 8) == 0
+    assert wide * high == pytest.approx(side**2, rel=0.12)
+    assert (high, wide) == bucket((height, width), side)
+    if 0.5 < width / height < 2:
+        assert abs(math.log(wide / high) - math.log(width / height)) < 0.32
+
+
+def test_buckets_are_the_usual_ones():
+    found = [bucket(size, 512) for size in ((512, 512), (4000, 3000), (3000, 4000), (1920, 1080), (100, 1000))]
+    assert found == [(512, 512), (576, 448), (448, 576), (704, 384), (384, 704)]
+
+
+@pytest.mark.parametrize("scale", [30, 64, 80])
+def test_a_bucket_shows_more_of_a_wide_picture_and_squashes_nothing(scale: int):
+    pixels = np.zeros((100, 180, 3), np.uint8)
+    yy, xx = np.mgrid[:100, :180]
+    pixels[(yy - 50) ** 2 + (xx - 90) ** 2 < 25**2] = (255, 255, 255)
+    pixels[:, :30] = pixels[:, 150:] = (0, 255, 0)  # cut off by the middle square
+    shape = bucket((180, 100), 64)
+    shown = np.asarray(render_view(Image.fromarray(pixels), View(0, scale, 0, 0, False, "", shape), 64)).astype(int)
+    assert shown.shape == (48, 88, 3)
+    disc = shown[..., 0] > 200
+    if scale <= 64:
+        assert abs(int(disc.any(axis=1).sum()) - int(disc.any(axis=0).sum())) <= 2
+    assert ((shown[..., 1] > 200) & (shown[..., 0] < 50)).any()
+    cells = latent_mask(View(0, scale, 0, 0, False, "", shape), 64, 16)
+    assert cells.shape == (12, 22)
+    if scale == 30:
+        assert np.argwhere(cells).max(axis=0).tolist() == [round(48 * 30 / 64) // 4 - 2, round(88 * 30 / 64) // 4 - 2]
+    else:
+        assert cells.all()
+
+
+def test_each_picture_keeps_its_shape_and_every_shape_has_the_regularization_images(chain, make_concept):
+    folder = make_concept(pictures=0)
+    for number, size in enumerate([(60, 60), (120, 60), (60, 60), (60, 90)]):
+        Image.effect_noise(size, 80).save(folder / "images" / f"{number}.png")
+    concept, config = concepts.load_folder(folder), AugmentConfig(resolution=64, views=8, aspect_buckets=True)
+    made = augment(concept, chain.regularization, chain.profile, config, store=chain.store)
+    table = tables.read(chain.store, made, "examples")
+    shapes = [(64, 64), (88, 48), (64, 64), (56, 80)]
+    assert [tuple(one) for one in table[["width", "height"]][:8].to_numpy()] == 2 * shapes
+    for row in table[:8].itertuples():
+        assert images.open_trusted(row.image).size == (row.width, row.height)
+    prior = table[8:]
+    assert prior.groupby(["width", "height"]).size().to_dict() == dict.fromkeys(set(shapes), 24)
+    rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+    found = load_latents(chain.store.path(made) / "latents.safetensors", rows)
+    for one, (width, height) in zip(found, table[["width", "height"]].itertuples(index=False), strict=True):
+        assert one.mean.shape == one.logvar.shape == (6, height // 4, width // 4)
+        assert one.mask.shape == (1, height // 4, width // 4)
+    assert results.views(made, chain.store, 2)[1]["mask"].shape == (12, 22)
+
+    training = chain.finetune_config.model_copy(update={"early_stop": EarlyStop(views=2)})
+    one = make_trainer((concept,), (made,), chain.profile, training, chain.store, Runtime(device="cpu"))
+    assert one.withheld_loss() > 0
+    batches = [one.batch(number) for number in range(60)]
+    for views, priors in batches:
+        assert len({one.examples.latents[row].mean.shape for row in (*views.tolist(), *priors.tolist())}) == 1
+        assert (views < 6).all()
+        assert len(views) == len(priors) == 2
+    seen = np.bincount(torch.cat([views for views, _ in batches]), minlength=6)
+    assert seen.min() >= 8  # each about 20 times
+    assert {row for _, priors in batches for row in priors.tolist()} > set(range(8, 40))
+    for one.step in range(4):
+        assert all(math.isfinite(value) for value in one.train_step())

@@ -72,8 +72,10 @@ def test_latents_are_kept_exactly(tmp_path):
     mean, logvar, mask = (
         rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4, 2, 2), (3, 4, 2, 2), (3, 1, 2, 2))
     )
-    save_latents(tmp_path / "x.safetensors", mean, logvar, mask)
-    back = load_latents(tmp_path / "x.safetensors")
-    assert sorted(back) == ["logvar", "mask", "mean"]
-    for name, array in (("mean", mean), ("logvar", logvar), ("mask", mask)):
-        assert np.array_equal(back[name].numpy(), array)
+    wide = tuple(np.repeat(one, 2, axis=-1) for one in (mean, logvar, mask))
+    save_latents(tmp_path / "x.safetensors", {(8, 8): (mean, logvar, mask), (16, 8): wide})
+    square, other = load_latents(tmp_path / "x.safetensors", [(8, 8, 2), (16, 8, 0)])
+    for found, whole in zip(square, (mean, logvar, mask), strict=True):
+        assert np.array_equal(found.numpy(), whole[2])
+    for found, whole in zip(other, wide, strict=True):
+        assert np.array_equal(found.numpy(), whole[0])

@@ -342,7 +342,8 @@ def test_a_poisoned_example_stops_the_training_and_keeps_the_last_good_checkpoin
 
     def poison(state: Trainer) -> None:
         if state.step == 3:
-            state.examples.mean[:] = float("nan")
+            for one in state.examples.latents:
+                one.mean[:] = float("nan")
 
     with pytest.raises(TrainingError) as error:
         one.run(tmp_path, 2, poison)
