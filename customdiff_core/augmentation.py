@@ -27,6 +27,7 @@ from customdiff_core.config import AugmentConfig, Runtime
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng
+from customdiff_core.training_set import LATENTS
 
 FAR = ("a far away ", "very small ")
 NEAR = ("zoomed in ", "close up ")
@@ -201,7 +202,7 @@ def augment(
             for row, number in enumerate(members):
                 view_rows[number] = _view_row(concept, views[number], rendered[number], row)
             prior_rows += [_prior_row(hit, shape, row) for row, hit in enumerate(prior, len(members))]
-        save_latents(folder / "latents.safetensors", encoded)
+        save_latents(folder / LATENTS, encoded)
         return tables.write(
             folder / "examples.parquet", [*(view_rows[number] for number in range(len(views))), *prior_rows]
         )

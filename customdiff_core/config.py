@@ -3,7 +3,7 @@ what does not change a result (device, checkpoints, logging) is in `Runtime` alo
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -76,10 +76,16 @@ class RetrieveConfig(Frozen):
     backend: BackendConfig = BackendConfig()
 
 
+BUCKET_UNIT = 64  # pixels: an eighth of the resolution is a whole number of latents
+
+
 class AugmentConfig(Frozen):
     """The paper's augmentation of the concept's pictures (section 3.2 and appendix)."""
 
-    resolution: int = Field(ge=16, description="S, side of a training image in pixels")
+    resolution: int = Field(
+        ge=16,
+        description="S, side of a training image in pixels; with aspect buckets, of the square of about equal area",
+    )
     views: int = Field(default=240, ge=1, description="augmented views made of the concept's pictures")
     random_resize: bool = Field(
         default=True, description="the paper's random sizes with their words; without, every view is the whole picture"
@@ -91,12 +97,21 @@ class AugmentConfig(Frozen):
     aspect_buckets: bool = Field(
         default=False,
         description="train on a picture's own shape, cut to the nearest of a few of about equal area, instead of its middle "
-        "square; a batch has one shape",
+        "square; a batch has one shape, and every regularization image is kept once in each that the pictures have",
     )
     alpha_masks: bool = Field(
         default=False, description="count the loss only where a picture with an alpha channel is opaque"
     )
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "AugmentConfig":
+        if self.aspect_buckets and self.resolution % BUCKET_UNIT:
+            raise ValueError(
+                f"augment.resolution: found {self.resolution} with aspect buckets, need a multiple of {BUCKET_UNIT}; "
+                "correct it, or leave aspect_buckets off"
+            )
+        return self
 
 
 class SampleConfig(Frozen):

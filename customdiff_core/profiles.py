@@ -139,7 +139,7 @@ class Profile(Frozen):
 
 
 def openmoji() -> Profile:
-    """The embedded world: a 7 M parameter Stable Diffusion for 64 px drawings."""
+    """The embedded world: a 12 M parameter Stable Diffusion for 64 px drawings."""
     models = Settings().data / "models" / "openmoji"
     clip, judge = (EncoderSource(model=name, path=models / name) for name in ("openmoji-clip", "openmoji-judge"))
     sample = SampleConfig(sampler="dpm-solver++", steps=25, guidance_scale=7.5, batch_size=32)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from customdiff_core import figures, images, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept, Picture
+from customdiff_core.training_set import LATENTS, examples
 
 SEEDS_SHOWN = 4
 VIEWS_SHOWN = 24
@@ -94,9 +95,9 @@ def compare(metrics: pd.DataFrame) -> list[Comparison]:
 
 def views(training_set: Artifact, store: Store, count: int = VIEWS_SHOWN) -> list[dict[str, Any]]:
     """Return the first augmented views: rows of the examples table, with `mask`, (h, w) latent cells of 0 and 1."""
-    examples = tables.read(store, training_set, "examples")
-    records = examples.loc[examples["role"] == "concept"].head(count).to_dict("records")
-    with safe_open(store.path(training_set) / "latents.safetensors", "np") as file:
+    rows = examples(store, training_set)
+    records = tables.records(rows.loc[rows["role"] == "concept"].head(count))
+    with safe_open(store.path(training_set) / LATENTS, "np") as file:
         return [
             {**one, "mask": file.get_slice(f"mask.{one['width']}x{one['height']}")[int(one["latent_row"])][0]}
             for one in records

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from customdiff_core import delta as deltas
-from customdiff_core import images, latents, stages, tables, text
+from customdiff_core import images, stages, tables, text, training_set
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime, SampleConfig
@@ -34,6 +34,7 @@ from customdiff_core.finetuning.modifier_token import add_modifier_tokens
 from customdiff_core.finetuning.schedule import rate_factor
 from customdiff_core.finetuning.trained_parameters import train_parameters
 from customdiff_core.finetuning.weight_change import weight_changes
+from customdiff_core.latents import load_latents
 from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
@@ -136,19 +137,16 @@ def make_examples(
     components: Components, training_sets: Sequence[Artifact], profile: Profile, config: FinetuneConfig, store: Store
 ) -> Examples:
     """Join training sets: all their views first, then all their regularization images."""
-    columns = ["role", "prompt", "width", "height", "latent_row"]
-    sets: list[Any] = [tables.read(store, one, "examples", columns) for one in training_sets]
+    sets: list[Any] = [training_set.examples(store, one) for one in training_sets]
     groups = {role: [one[one["role"] == role] for one in sets] for role in ("concept", "regularization")}
     views = _groups([len(one) for one in groups["concept"]], 0)
     priors = _groups([len(one) for one in groups["regularization"]], sum(map(len, views)))
+    files = [store.path(one) / training_set.LATENTS for one in training_sets]
     joined = [
         one
         for part in groups.values()
-        for made, rows in zip(training_sets, part, strict=True)
-        for one in latents.load_latents(
-            store.path(made) / "latents.safetensors",
-            zip(rows["width"], rows["height"], rows["latent_row"], strict=True),
-        )
+        for file, rows in zip(files, part, strict=True)
+        for one in load_latents(file, zip(rows["width"], rows["height"], rows["latent_row"], strict=True))
     ]
     held = config.early_stop.views if config.early_stop else 0
     if any(len(group) <= held for group in views):
@@ -156,7 +154,7 @@ def make_examples(
             f"early stop: found {min(map(len, views))} views of a concept, need more than the {held} that are withheld; "
             "raise augment.views or lower early_stop.views"
         )
-    return Examples(
+    examples = Examples(
         latents=joined,
         prompts=pd.concat(groups["concept"])["prompt"].tolist(),
         prior=_prior(components, pd.concat(groups["regularization"])["prompt"].tolist()),
@@ -165,6 +163,13 @@ def make_examples(
         priors=priors,
         withheld=[row for group in views for row in group[len(group) - held :]],
     )
+    beside = [row for group in priors for row in group]
+    if beside and (bare := examples.by_shape(range(len(examples.prompts))).keys() - examples.by_shape(beside).keys()):
+        raise TrainingError(
+            f"training sets: found regularization images, but none of the shape {tuple(bare.pop())} that some views have, need "
+            "them in every shape; make all sets with regularization images, and with aspect buckets or all without"
+        )
+    return examples
 
 
 def _groups(sizes: Sequence[int], start: int) -> list[range]:

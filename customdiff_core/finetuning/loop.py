@@ -3,11 +3,11 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -28,14 +28,8 @@ from customdiff_core.seeding import torch_generator
 
 logger = logging.getLogger(__name__)
 
+Batch = tuple[torch.Tensor, torch.Tensor]  # rows of the views, and of the regularization images beside them
 HISTORY = ("loss", "instance_loss", "prior_loss", "gradient_norm")
-
-
-class Bucket(NamedTuple):
-    """Rows of one shape: the views and the regularization images of each concept."""
-
-    views: list[list[int]]
-    priors: list[list[int]]
 
 
 @dataclass
@@ -60,14 +54,12 @@ class Examples:
         """Rows in groups of equal shape, which alone can be a batch."""
         groups: dict[torch.Size, list[int]] = {}
         for row in rows:
-            groups.setdefault(self.latents[row].mean.shape, []).append(row)
+            groups.setdefault(self.shape(row), []).append(row)
         return groups
 
-    def buckets(self) -> list[Bucket]:
-        """The rows that can be in a batch together, those of each concept apart."""
-        views, priors = ([self.by_shape(group) for group in groups] for groups in (self.views, self.priors))
-        shapes = dict.fromkeys(shape for group in views for shape in group)
-        return [Bucket(*([group.get(shape, []) for group in groups] for groups in (views, priors))) for shape in shapes]
+    def shape(self, row: int) -> torch.Size:
+        """Of a row's latents: (C, h, w)."""
+        return self.latents[row].mean.shape
 
 
 @dataclass
@@ -95,7 +87,9 @@ class Trainer:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = grad_scaler(device, config.precision)
         self.average = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
-        self.buckets = self.examples.buckets()
+        wanted = config.prior_weight > 0
+        self.coming = batches(self.examples, config.batch_size, config.seed, priors=wanted)
+        self.batches: list[Batch] = []
         self.watch = Watch(config.early_stop)
 
     @property
@@ -190,14 +184,15 @@ class Trainer:
     @torch.no_grad()
     def withheld_loss(self) -> float:
         """The averaged weights' loss on the withheld views, on the same noise every time."""
+        nobody = torch.tensor([], dtype=torch.long)
         with self._instead(self.average):
             parts = [
-                float(self.losses(rows, torch.tensor([], dtype=torch.long), torch_generator("withheld", number))[1])
+                (len(rows), float(self.losses(rows, nobody, torch_generator("withheld", number))[1]))
                 for number in range(4)
                 for group in self.examples.by_shape(self.examples.withheld).values()
                 for rows in torch.tensor(group).split(self.config.batch_size)
             ]
-        return sum(parts) / len(parts)
+        return sum(rows * loss for rows, loss in parts) / sum(rows for rows, _ in parts)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the result in place of the weights, for drawing and saving; training goes on from the weights.
@@ -220,15 +215,11 @@ class Trainer:
         for name, tensor in self.trained.items():
             tensor.copy_(values[name])
 
-    def batch(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, number: int) -> Batch:
         """Return the views and the regularization images of batch `number`: of one shape, the concepts take turns in each."""
-        size, seed = self.config.batch_size, self.config.seed
-        shares = torch.tensor([float(sum(map(len, bucket.views))) for bucket in self.buckets])
-        drawn = torch.multinomial(shares, 1, generator=torch_generator("bucket", seed, number))
-        bucket = self.buckets[int(drawn)]
-        views = _turns("views", seed, number * size, size, bucket.views)
-        wanted = bucket.priors if self.config.prior_weight else ()
-        return views, _turns("priors", seed, number * size, size, wanted)
+        while len(self.batches) <= number:
+            self.batches.append(next(self.coming))
+        return self.batches[number]
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the next step depends on, and the history so far."""
@@ -270,13 +261,32 @@ def _slot(value: torch.Tensor, slot: str, tensor: torch.Tensor) -> torch.Tensor:
     return value.clone() if slot == "step" else value.to(tensor.device)
 
 
-def _turns(name: str, seed: int, start: int, count: int, groups: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Items start .. start + count when the groups take turns; each goes round in its own order, reshuffled every round."""
+def batches(examples: Examples, size: int, seed: int, *, priors: bool) -> Generator[Batch]:
+    """Batches without end: views of one shape, and as many regularization images of that shape, if there shall be any.
+
+    The views come in turns; each waits until there are enough of its shape for a batch. So every view is seen equally often,
+    whatever its shape, and a batch is known from its number: it depends on none but the ones before.
+    """
+    waiting: dict[torch.Size, list[int]] = {}
+    beside: dict[torch.Size, Iterator[int]] = {}
+    for view in _turns("views", seed, examples.views):
+        shape = examples.shape(view)
+        waiting.setdefault(shape, []).append(view)
+        if len(waiting[shape]) < size:
+            continue
+        if shape not in beside:
+            alike = [[row for row in group if examples.shape(row) == shape] for group in examples.priors]
+            beside[shape] = _turns("priors", seed, alike if priors else ())
+        yield torch.tensor(waiting.pop(shape)), torch.tensor([*islice(beside[shape], size)], dtype=torch.long)
+
+
+def _turns(name: str, seed: int, groups: Sequence[Sequence[int]]) -> Iterator[int]:
+    """Rows without end: the groups take turns, each goes round in its own order, reshuffled every round."""
     filled = [group for group in groups if group]
-    picked: list[int] = []
-    for position in range(start, start + count if filled else start):
-        turn, place = position % len(filled), position // len(filled)
-        group = filled[turn]
-        order = torch.randperm(len(group), generator=torch_generator(name, turn, seed, place // len(group)))
-        picked.append(group[int(order[place % len(group)])])
-    return torch.tensor(picked, dtype=torch.long)
+    orders: list[list[int]] = [[] for _ in filled]
+    for place in count() if filled else ():
+        for turn, group in enumerate(filled):
+            if place % len(group) == 0:
+                generator = torch_generator(name, turn, seed, place // len(group))
+                orders[turn] = torch.randperm(len(group), generator=generator).tolist()
+            yield group[orders[turn][place % len(group)]]

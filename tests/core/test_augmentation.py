@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from customdiff_core import concepts, images, tables
 from customdiff_core.augmentation import (
@@ -21,9 +22,12 @@ from customdiff_core.augmentation import (
     render_view,
 )
 from customdiff_core.config import AugmentConfig, EarlyStop, Runtime
+from customdiff_core.errors import TrainingError
 from customdiff_core.evaluation import results
 from customdiff_core.finetuning.finetune import make_trainer
-from customdiff_core.latents import load_latents
+from customdiff_core.finetuning.loop import Examples, batches
+from customdiff_core.latents import Latents, load_latents
+from customdiff_core.recipes import Recipe
 
 SIDE = 512
 MANY = [draw_view(number, 5, AugmentConfig(resolution=SIDE)) for number in range(6000)]
@@ -337,13 +341,94 @@ def test_each_picture_keeps_its_shape_and_every_shape_has_the_regularization_ima
     training = chain.finetune_config.model_copy(update={"early_stop": EarlyStop(views=2)})
     one = make_trainer((concept,), (made,), chain.profile, training, chain.store, Runtime(device="cpu"))
     assert one.withheld_loss() > 0
-    batches = [one.batch(number) for number in range(60)]
+    batches = [one.batch(number) for number in range(72)]
     for views, priors in batches:
-        assert len({one.examples.latents[row].mean.shape for row in (*views.tolist(), *priors.tolist())}) == 1
-        assert (views < 6).all()
+        assert len({one.examples.shape(row) for row in (*views.tolist(), *priors.tolist())}) == 1
         assert len(views) == len(priors) == 2
-    seen = np.bincount(torch.cat([views for views, _ in batches]), minlength=6)
-    assert seen.min() >= 8  # each about 20 times
-    assert {row for _, priors in batches for row in priors.tolist()} > set(range(8, 40))
+    counts = np.bincount(torch.cat([views for views, _ in batches]))
+    assert len(counts) == 6  # the last two are withheld
+    assert np.ptp(counts) <= 2  # one of each shape may still be waiting
+    seen = np.bincount(torch.cat([priors for _, priors in batches]))[8:]
+    assert len(seen) == 72
+    for shape in range(3):  # the square has two of the four pictures, and so half of the batches
+        assert np.ptp(seen[24 * shape : 24 * shape + 24]) <= 1
     for one.step in range(4):
         assert all(math.isfinite(value) for value in one.train_step())
+
+
+def test_places_in_a_bucket_reach_its_corners_and_no_further():
+    shape = bucket((200, 100), SIDE)
+    views = [draw_view(number, 1, AugmentConfig(resolution=SIDE), [shape]) for number in range(4000)]
+    for far, name in ((True, "left"), (True, "top"), (False, "left"), (False, "top")):
+        some = [one for one in views if (one.scale < PASTE_BELOW * SIDE if far else one.scale > SIDE)]
+        axis = 0 if name == "left" else 1
+        room = [abs(one.box(SIDE)[axis] - shape[axis]) for one in some]
+        places = np.array([getattr(one, name) for one in some]) / room
+        assert 0 <= places.min() < 0.02
+        assert 0.98 < places.max() <= 1
+    for one in views[:200]:
+        assert latent_mask(one, SIDE, 64).any()
+        assert latent_mask(one, SIDE, 64).shape == (shape[1] // 8, shape[0] // 8)
+
+
+def test_a_mask_of_a_bucket_lies_where_the_picture_is_pasted():
+    shape = bucket((200, 100), 64)
+    for one in (View(0, 30, 20, 5, False, "", shape), View(0, 30, 3, 40, True, "", shape)):
+        shown = np.asarray(render_view(Image.new("RGB", (200, 100), "red"), one, 64)).astype(int)
+        red = (shown == (255, 0, 0)).all(axis=-1)
+        mask = latent_mask(one, 64, 16)
+        assert mask.any()
+        assert red[np.kron(mask, np.ones((4, 4))).astype(bool)].all()
+        left = Image.new("RGB", (200, 100), "black")
+        left.paste("white", (0, 0, 100, 100))
+        narrowed = np.nonzero(opaque_mask(left, one, mask, 64))[1]
+        middle = (one.left + one.box(64)[0] / 2) / 4
+        assert (narrowed >= middle - 1).all() if one.flip else (narrowed <= middle).all()
+
+
+def test_concepts_of_several_shapes_are_seen_equally_often():
+    wide, square, tall = (
+        Latents(torch.zeros(6, *size), torch.zeros(6, *size), torch.ones(1, *size))
+        for size in ((8, 16), (12, 12), (16, 8))
+    )
+    latents = [square] * 10 + [square] * 2 + [tall] * 6 + [wide] + [square] * 4 + [tall] * 4 + [wide] * 4
+    examples = Examples(latents, [""] * 19, None, 1.0, views=[range(10), range(10, 19)], priors=[range(19, 31)])
+    drawn = batches(examples, 3, 0, priors=True)
+    made = [next(drawn) for _ in range(120)]
+    assert all(len({examples.shape(row) for row in torch.cat(both).tolist()}) == 1 for both in made)
+    counts = np.bincount(torch.cat([views for views, _ in made]), minlength=19)
+    assert abs(counts[:10].sum() - counts[10:].sum()) <= 6
+    assert np.ptp(counts[:10]) <= 2
+    assert np.ptp(counts[10:]) <= 3
+    again = batches(examples, 3, 0, priors=True)
+    assert all(torch.equal(one, other) for both in made for one, other in zip(both, next(again), strict=True))
+
+
+def test_a_shape_without_regularization_images_is_refused(chain, make_concept):
+    folder = make_concept(pictures=0)
+    for number in range(4):
+        Image.effect_noise((120, 60), 80).save(folder / "images" / f"{number}.png")
+    concept, config = concepts.load_folder(folder), AugmentConfig(resolution=64, views=4, aspect_buckets=True)
+    bare = augment(concept, None, chain.profile, config, store=chain.store)
+    with pytest.raises(TrainingError, match=r"none of the shape \(6, 12, 22\) that some views have"):
+        make_trainer(
+            (chain.concept, concept), (chain.training_set, bare), chain.profile, chain.finetune_config, chain.store,
+            Runtime(device="cpu"),
+        )  # fmt: skip
+
+
+def test_a_resolution_that_gives_no_whole_latents_is_refused():
+    with pytest.raises(ValidationError, match=r"found 520 with aspect buckets, need a multiple of 64"):
+        AugmentConfig(resolution=520, aspect_buckets=True)
+    assert AugmentConfig(resolution=520).resolution == 520
+
+
+def test_a_training_set_of_an_earlier_version_is_named(store):
+    def produce(folder):
+        return tables.write(
+            folder / "examples.parquet", [{"role": "concept", "prompt": "", "prefix": "", "latent_row": 0}]
+        )
+
+    old = store.make(Recipe(kind="training_set", inputs={}, config={}, code="", versions={}), produce)
+    with pytest.raises(TrainingError, match=rf"training set {old.key}: found no column height, need .*; augment again"):
+        results.views(old, store)

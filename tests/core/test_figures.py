@@ -112,3 +112,13 @@ def test_charts_are_transparent_so_that_they_suit_light_and_dark() -> None:
     table = metrics_table()
     chart = opened(figures.chart_uri(figures.metrics_chart(pd.DataFrame(table[table["metric"] == "kid"]))))
     assert np.asarray(chart.convert("RGBA"))[0, 0, 3] == 0
+
+
+def test_a_view_that_is_not_square_keeps_its_shape_and_its_box() -> None:
+    mask = np.zeros((6, 11), np.float32)
+    mask[2:4, 6:11] = 1
+    view = np.asarray(figures.masked_view(flat("gray", (88, 48)), mask, 88))
+    assert view.shape == (48, 88, 3)
+    touched = np.argwhere((view != 128).any(axis=2))
+    assert touched.min(axis=0).tolist() == [16, 48]
+    assert touched.max(axis=0).tolist() == [31, 87]

@@ -48,6 +48,7 @@ class Stack:
             "CUSTOMDIFF_STORE": str(self.folder / "store"),
             "CUSTOMDIFF_FILES_URL": self.files_url,
             "CUSTOMDIFF_WORKER_LIMIT": "2",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",  # a new schedule's runs appear at once
             "CUSTOMDIFF_ALLOW_LOOPBACK": "true",  # the tests' web is this machine
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
@@ -147,10 +148,13 @@ def first_run(stack: Stack) -> dict[str, Any]:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports below those that the system gives away, so that a stopped server finds its own again; other workers' are others."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1_000 * worker + os.getpid() % 900
+    return [port for port in range(first, 20_000 + 1_000 * (worker + 1)) if _is_free(port)][:count]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return one.connect_ex(("127.0.0.1", port)) != 0

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,23 @@ def test_an_unbroken_night_has_the_same_figures(stack: Stack, first: dict[str, A
 
 
 @pytest.fixture(scope="module")
-def scheduled(stack: Stack, first: dict[str, Any]) -> dict[str, Any]:
+def scheduled(stack: Stack, first: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Another night, started by a schedule like the nightly one's, brought forward to the next minute."""
     quick = stack.post("deployments/name/benchmark/quick", method="GET")["id"]
-    soon = datetime.now(UTC) + timedelta(seconds=70)
+    soon = datetime.now(UTC) + timedelta(seconds=80)
     tonight = {name: value for name, value in SMALL.items() if name != "night"}
     plan = {"schedule": {"cron": f"{soon.minute} {soon.hour} * * *", "timezone": "UTC"}, "parameters": tonight}
-    stack.post(f"deployments/{quick}/schedules", [plan | {"active": True}])
+    [made] = stack.post(f"deployments/{quick}/schedules", [plan | {"active": True}])
     due = {"flow_runs": {"expected_start_time": {"before_": (soon + timedelta(minutes=2)).isoformat()}}}
     wanted = due | {"deployments": {"id": {"any_": [quick]}}}
     deadline = time.monotonic() + 120
     while not (planned := [one for one in stack.post("flow_runs/filter", wanted) if one["auto_scheduled"]]):
         assert time.monotonic() < deadline, "the schedule made no run"
         time.sleep(1)
-    run = stack.wait(planned[0]["id"])
+    run = stack.wait(planned[0]["id"], seconds=400)
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
-    return run
+    yield run
+    stack.api.delete(f"deployments/{quick}/schedules/{made['id']}").raise_for_status()
 
 
 def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(
