@@ -1,5 +1,6 @@
 """Fixtures that every test may use: a store, the embedded profile and concept, and one tiny chain of stages a session."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import AugmentConfig, FinetuneConfig, IndexConfig, RetrieveConfig, SampleConfig
 from customdiff_core.profiles import Profile
+
+# Some of Prefect's modules send the log to a server as soon as they are imported; a test that is no run has none.
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 
 @pytest.fixture

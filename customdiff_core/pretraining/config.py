@@ -119,7 +119,7 @@ class PretrainConfig(Frozen):
     validation: int = Field(
         default=384, ge=16, description="scenes of one thing that it is measured on; half as many of two"
     )
-    guidance_scale: float = Field(default=4.0, ge=1, description="of the pictures that are measured")
+    guidance_scale: float = Field(default=5.0, ge=1, description="of the pictures that are measured")
 
     def of(self, steps: int | None, seed: int) -> "PretrainConfig":
         """The same with another number of the UNet's steps, and another seed of scenes and UNet."""

@@ -6,7 +6,7 @@ things are there, and how far generated pictures are from true ones as a set (KI
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from customdiff_core.sampling import draw_images
 from customdiff_core.settings import Settings
 from customdiff_core.world.colours import COLOURS
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import Scene, render_scene, sample_scenes, with_article
+from customdiff_core.world.scenes import Scene, Thing, render_scene, sample_scenes, with_article
 
 GRID = 64
 SUBSETS = 50
@@ -135,6 +135,12 @@ def _drawn(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
     return [render_scene(scene, size) for scene in scenes]
 
 
+def _said(thing: Thing) -> Callable[[str], str]:
+    """How captions call a thing of this one's colours, by category."""
+    colours = " and ".join(thing.paint)
+    return lambda category: with_article(f"{colours} {category}".strip())
+
+
 class Jury:
     """A CLIP that says which of all categories and colours a picture shows."""
 
@@ -171,14 +177,15 @@ class Jury:
         return found == np.array([list(COLOURS).index(scene.things[0].paint[0]) for scene in scenes])
 
     def pairs(self, seen: Vectors, scenes: list[Scene]) -> Verdicts:
-        """Whether each of two things is named among all, told the other; (N,) bool."""
+        """Whether each of two things is named among all, told the other and the colours; (N,) bool."""
         found: list[bool] = []
         for vector, scene in zip(seen, scenes, strict=True):
-            left, right = (thing.drawing.category for thing in scene.things)
-            texts = [f"{with_article(one)} and {with_article(right)}" for one in self.categories]
-            texts += [f"{with_article(left)} and {with_article(one)}" for one in self.categories]
-            first, second = (self.encoder.texts(texts) @ vector).reshape(2, -1).argmax(1)
-            found.append(self.categories[first] == left and self.categories[second] == right)
+            left, right = (_said(thing) for thing in scene.things)
+            wanted = [thing.drawing.category for thing in scene.things]
+            texts = [f"{left(one)} and {right(wanted[1])}" for one in self.categories]
+            texts += [f"{left(wanted[0])} and {right(one)}" for one in self.categories]
+            named = (self.encoder.texts(texts) @ vector).reshape(2, -1).argmax(1)
+            found.append([self.categories[number] for number in named] == wanted)
         return np.array(found)
 
     def kid(self, drawn: list[Image.Image], true: list[Image.Image]) -> float:

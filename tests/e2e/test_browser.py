@@ -36,7 +36,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser.new_page(viewport={"width": 1280, "height": 1000})
+        made = browser.new_page(viewport={"width": 1280, "height": 1000})
+        made.set_default_timeout(90_000)  # milliseconds: two cores have other work
+        yield made
         browser.close()
 
 

@@ -136,7 +136,7 @@ def test_a_stage_alone_takes_the_newest_input(stack: Stack, first_run: dict[str,
 
 def test_bad_parameters_are_refused_by_the_run_form(stack: Stack) -> None:
     for parameters, words in (
-        ({"concept": "catt"}, "'catt' is not one of ['cat'"),
+        ({"concept": "catt"}, "'catt' is not one of ['car', 'cat'"),
         ({"train": {"stpes": 10}}, "stpes"),
         ({"train": {"steps": 0}}, "steps"),
         ({"model": {"profile": "sd15"}}, "'sd15' is not one of"),

@@ -64,7 +64,7 @@ def test_started_again_it_does_only_what_is_missing_and_names_the_cells_that_fai
     lost = cells[cells["status"] == "failed"]
     assert set(lost["concepts"]) == {BROKEN}
     assert len(lost) == 2
-    assert lost["error"].str.startswith("ConceptError: concept: found 'no-such-concept', need one of cat").all()
+    assert lost["error"].str.startswith("ConceptError: concept: found 'no-such-concept', need one of car").all()
     assert set(cells.loc[cells["status"] == "measured", "concepts"]) == {"cat", "cat+dog"}
     again = [one for one in stack.store.manifests("cell") if first["id"] in one.producer]
     assert 0 < len(again) <= 2  # of three: the rest is the killed run's

@@ -151,18 +151,19 @@ def test_strength_moves_a_concepts_target_and_no_others(chain, dog_delta, base, 
 
 
 def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
-    """cat+dog with a third: what the merged model says of both is what is kept."""
+    """cat+dog with a third: what the merged model says of both is kept, but for what the third, a dog too, shares with it."""
     other = _renamed(chain, dog_delta, "<third>", scale=1.3)
     again = run(chain, (merged, other))
     delta = loaded(chain, again)
     assert set(delta.tokens) == TOKENS | {"<third>"}
-    together = loaded(chain, merged)
-    for target in concept_targets(chain.profile.model, together, 1.0, ("{}",)):
+    together, rows = loaded(chain, merged), tables.read(chain.store, again, "rows")
+    for target, noun in zip(
+        concept_targets(chain.profile.model, together, 1.0, ("{}",)), ("<teal-cat> cat", "<purple-dog> dog"), strict=True
+    ):
+        kept = target.features[(rows.loc[rows["prompt"] == noun, "state"] == "constraint").to_numpy()]
+        assert len(kept) >= 2
         for name, weight in delta.weights.items():
-            assert (
-                relative(target.features @ weight.double().T, target.features @ together.weights[name].double().T)
-                < 1e-5
-            )
+            assert relative(kept @ weight.double().T, kept @ together.weights[name].double().T) < 1e-5
 
 
 def test_two_concepts_with_one_token_are_renamed_and_it_is_said(chain, dog_delta, caplog: pytest.LogCaptureFixture):
