@@ -22,6 +22,7 @@ from customdiff_core.progress import Progress, silent
 from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.sampling import generate
 
+RATES = ("recognised", "recognised_by_colour")  # 0 or 1 an image
 SUBJECTS = ("base", "customized")
 
 
@@ -155,6 +156,8 @@ def _alignment_rows(scores: pd.DataFrame, judge: Judge, config: EvaluateConfig) 
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
             low, high = crossed_interval(grid[None], config.confidence)
+            if metric in RATES:  # which the normal theory of the interval does not know
+                low, high = max(low, -1.0 if subject == "difference" else 0.0), min(high, 1.0)
             rows.append(_row(subject, metric, judge, float(grid.mean()), low, high, grid.size))
     return rows
 

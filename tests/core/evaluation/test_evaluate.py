@@ -74,6 +74,8 @@ def test_every_value_lies_in_its_interval(metrics: pd.DataFrame):
     assert (metrics["value"] <= metrics["ci_high"]).all()
     told = metrics[~metrics["metric"].isin(VERDICTS)]  # of a verdict all images may agree
     assert (told["ci_low"] < told["ci_high"]).all()
+    rates = metrics[metrics["metric"].isin(VERDICTS) & (metrics["subject"] != "difference")]
+    assert ((rates["ci_low"] >= 0) & (rates["ci_high"] <= 1)).all()
 
 
 def test_rows_say_how_many_images_and_whose_eyes(metrics: pd.DataFrame):

@@ -158,7 +158,9 @@ def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
     assert set(delta.tokens) == TOKENS | {"<third>"}
     together, rows = loaded(chain, merged), tables.read(chain.store, again, "rows")
     for target, noun in zip(
-        concept_targets(chain.profile.model, together, 1.0, ("{}",)), ("<teal-cat> cat", "<purple-dog> dog"), strict=True
+        concept_targets(chain.profile.model, together, 1.0, ("{}",)),
+        ("<teal-cat> cat", "<purple-dog> dog"),
+        strict=True,
     ):
         kept = target.features[(rows.loc[rows["prompt"] == noun, "state"] == "constraint").to_numpy()]
         assert len(kept) >= 2
