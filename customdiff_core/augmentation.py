@@ -12,7 +12,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,15 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import AugmentConfig, Runtime
 from customdiff_core.profiles import Profile
-from customdiff_core.progress import Progress, silent
+from customdiff_core.progress import Progress, part_of, silent
 from customdiff_core.seeding import numpy_rng
-from customdiff_core.training_set import LATENTS
+from customdiff_core.training_set import LATENTS, Size
 
 FAR = ("a far away ", "very small ")
 NEAR = ("zoomed in ", "close up ")
 PASTE_BELOW = 0.6  # of the resolution
 RATIOS = (1 / 2, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 2)  # of a bucket's width to its height
 Mask = npt.NDArray[np.float32]
-Size = tuple[int, int]  # width and height, pixels
 
 
 @dataclass(frozen=True)
@@ -193,8 +191,7 @@ def augment(
         for shape, members in by_shape.items():
             whole = [images.center_crop(one, shape).resize(shape, Image.Resampling.LANCZOS) for one in regular]
             batch, before = [rendered[number] for number in members] + whole, len(view_rows) + len(prior_rows)
-            tell = partial(_tell, progress, before, total)
-            mean, logvar = encode_latents(batch, profile.model, runtime, tell)
+            mean, logvar = encode_latents(batch, profile.model, runtime, part_of(progress, before, total))
             cells = round(mean.shape[-1] * side / shape[0])
             masks = [_mask(views[number], alphas[views[number].picture], side, cells) for number in members]
             masks += [np.ones_like(masks[0])] * len(whole)
@@ -213,11 +210,6 @@ def augment(
 def _mask(view: View, alpha: Image.Image | None, side: int, cells: int) -> Mask:
     mask = latent_mask(view, side, cells)
     return mask if alpha is None else opaque_mask(alpha, view, mask, side)
-
-
-def _tell(progress: Progress, before: int, whole: int, done: int, total: int, note: str = "") -> None:
-    """Progress of a part, in the whole's count."""
-    progress(before + done, whole, note)
 
 
 def _view_row(concept: Concept, view: View, image: Image.Image, row: int) -> tables.Row:

@@ -15,12 +15,12 @@ from customdiff_core.devices import resolve_device
 from customdiff_core.finetuning.components import load_vae
 from customdiff_core.profiles import ModelSource
 from customdiff_core.progress import Progress
+from customdiff_core.training_set import Size
 
 BATCH = 16
 
 NAMES = ("mean", "logvar", "mask")
 Array = npt.NDArray[np.float32]
-Size = tuple[int, int]  # width and height, pixels
 
 
 class Latents(NamedTuple):

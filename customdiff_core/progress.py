@@ -13,3 +13,13 @@ class Progress(Protocol):
 
 def silent(done: int, total: int, note: str = "") -> None:
     """Ignore progress: the default of every stage."""
+
+
+def part_of(progress: Progress, before: int, whole: int) -> Progress:
+    """The progress of one part, told in the count of the whole, of which `before` is done."""
+
+    def shifted(done: int, total: int, note: str = "") -> None:
+        del total
+        progress(before + done, whole, note)
+
+    return shifted

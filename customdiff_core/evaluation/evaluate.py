@@ -18,7 +18,7 @@ from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
-from customdiff_core.progress import Progress, silent
+from customdiff_core.progress import Progress, part_of, silent
 from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.sampling import generate
 
@@ -96,23 +96,11 @@ def _sample_sets(
             config.sample,
             store=store,
             runtime=runtime,
-            progress=_part(progress, done, total),
+            progress=part_of(progress, done, total),
         )
         done += sets[name].rows
         progress(done, total, "images drawn")
     return sets
-
-
-def _part(progress: Progress, before: int, total: int) -> Progress:
-    """The progress of one set, as part of all of them."""
-
-    whole = total
-
-    def shifted(done: int, total: int, note: str = "") -> None:
-        del total
-        progress(before + done, whole, note)
-
-    return shifted
 
 
 def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, store: Store) -> pd.DataFrame:

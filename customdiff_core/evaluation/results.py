@@ -95,7 +95,7 @@ def compare(metrics: pd.DataFrame) -> list[Comparison]:
 
 def views(training_set: Artifact, store: Store, count: int = VIEWS_SHOWN) -> list[dict[str, Any]]:
     """Return the first augmented views: rows of the examples table, with `mask`, (h, w) latent cells of 0 and 1."""
-    rows = examples(store, training_set)
+    rows = examples(store, training_set, "image")
     records = tables.records(rows.loc[rows["role"] == "concept"].head(count))
     with safe_open(store.path(training_set) / LATENTS, "np") as file:
         return [

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime
 from customdiff_core.pretraining import corpus, stages
@@ -67,7 +68,7 @@ def clip(
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         save_file({name: tensor.contiguous() for name, tensor in made.model.state_dict().items()}, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(shape, indent=1))
-        history.to_parquet(folder / "history.parquet", index=False)
+        tables.write(folder / "history.parquet", history)
         return config.steps
 
     return store.make(recipe, produce, volatile=("history.parquet",))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
+from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime
 from customdiff_core.pretraining import corpus, stages
@@ -49,7 +50,7 @@ def dino(
         scratch = store.scratch(recipe.kind, recipe.key)
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         made.teacher.save_pretrained(folder)
-        history.to_parquet(folder / "history.parquet", index=False)
+        tables.write(folder / "history.parquet", history)
         return config.steps
 
     return store.make(recipe, produce, volatile=("history.parquet",))

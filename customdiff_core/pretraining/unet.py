@@ -64,7 +64,7 @@ def unet(
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         made.model.save_pretrained(folder / "unet")
         scheduler(config).save_pretrained(folder / "scheduler")
-        history.to_parquet(folder / "history.parquet", index=False)
+        tables.write(folder / "history.parquet", history)
         tables.write(
             folder / "held_out.parquet",
             held_out_losses(made.model, encoded.load(store, latents, features, "held_out"), config),

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime
 from customdiff_core.pretraining import corpus, stages
@@ -48,7 +49,7 @@ def vae(
         model = made.model
         model.register_to_config(scaling_factor=_scale(model, seen))
         model.save_pretrained(folder)
-        history.to_parquet(folder / "history.parquet", index=False)
+        tables.write(folder / "history.parquet", history)
         return config.steps
 
     return store.make(recipe, produce, volatile=("history.parquet",))

@@ -6,8 +6,9 @@ things are there, and how far generated pictures are from true ones as a set (KI
 """
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from customdiff_core.sampling import draw_images
 from customdiff_core.settings import Settings
 from customdiff_core.world.colours import COLOURS
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import Scene, Thing, render_scene, sample_scenes, with_article
+from customdiff_core.world.scenes import Scene, called, render_scene, sample_scenes
 
 GRID = 64
 SUBSETS = 50
@@ -135,19 +136,13 @@ def _drawn(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
     return [render_scene(scene, size) for scene in scenes]
 
 
-def _said(thing: Thing) -> Callable[[str], str]:
-    """How captions call a thing of this one's colours, by category."""
-    colours = " and ".join(thing.paint)
-    return lambda category: with_article(f"{colours} {category}".strip())
-
-
 class Jury:
     """A CLIP that says which of all categories and colours a picture shows."""
 
     def __init__(self, source: EncoderSource, drawings: Sequence[Drawing], runtime: Runtime) -> None:
         self.encoder = Encoder(source, runtime.device)
         self.categories = list(dict.fromkeys(one.category for one in drawings))
-        phrases = [f"{with_article(colour)} {category}" for category in self.categories for colour in COLOURS]
+        phrases = [called((colour,), category) for category in self.categories for colour in COLOURS]
         shape = (len(self.categories), len(COLOURS), -1)
         self.phrases = self.encoder.texts(phrases).reshape(shape)
 
@@ -180,7 +175,7 @@ class Jury:
         """Whether each of two things is named among all, told the other and the colours; (N,) bool."""
         found: list[bool] = []
         for vector, scene in zip(seen, scenes, strict=True):
-            left, right = (_said(thing) for thing in scene.things)
+            left, right = (partial(called, thing.paint) for thing in scene.things)
             wanted = [thing.drawing.category for thing in scene.things]
             texts = [f"{left(one)} and {right(wanted[1])}" for one in self.categories]
             texts += [f"{left(wanted[0])} and {right(one)}" for one in self.categories]

@@ -94,9 +94,14 @@ class Scene:
     @property
     def short_caption(self) -> str:
         """Its things and their colours, and nothing else: "a teal cat and a dog"."""
-        named = (" and ".join(() if self.black_and_white else thing.paint) for thing in self.things)
-        pairs = zip(named, self.things, strict=True)
-        return " and ".join(with_article(f"{colours} {thing.drawing.category}".strip()) for colours, thing in pairs)
+        return " and ".join(
+            called(() if self.black_and_white else thing.paint, thing.drawing.category) for thing in self.things
+        )
+
+
+def called(paint: Sequence[str], category: str) -> str:
+    """How captions call a thing: "a red and white car"."""
+    return with_article(f"{' and '.join(paint)} {category}".strip())
 
 
 def with_article(name: str) -> str:
