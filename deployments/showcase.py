@@ -1,6 +1,8 @@
-"""Write what the README shows of a concept, from the store: a grid of pictures and a table of figures.
+"""Write what the README shows of concepts, from the store: a grid of pictures each and tables of figures.
 
-python -m deployments.showcase cat dog          # after their `customize` runs; writes docs/<concept>.png
+python -m deployments.showcase cat dog          # after their `customize` runs; writes docs/<concept>.webp
+
+The first concept's figures are printed in full, then a line for each of them.
 """
 
 import sys
@@ -9,27 +11,30 @@ from collections.abc import Iterator
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from customdiff_core import figures, tables
+from customdiff_core import concepts, figures, images, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.evaluation.results import PromptRow, compare, side_by_side
+from customdiff_core.concepts import Concept
+from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
+from customdiff_core.retrieval.encoder import Encoder
 from customdiff_core.settings import REPOSITORY
 
 PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 15
 COLUMNS = 2
+SHARES = {"recognised": "taken for this one by the judge", "recognised_by_colour": "by its colours"}
+CHANGES = {"image_alignment_held_out": "image alignment, held out", "text_alignment": "text alignment"}
 
 
-def main(concepts: list[str]) -> None:
-    """Write every concept's grid, and print its table for the README."""
+def main(names: list[str]) -> None:
+    """Write every concept's grid, and print the tables for the README."""
     store = Store()
-    console = Console(width=200, highlight=False)
-    for concept in concepts:
-        metrics = store.newest("metrics", concept=concept)
-        path = REPOSITORY / "docs" / f"{concept}.png"
-        grid(side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, optimize=True)
-        console.print(f"{path.relative_to(REPOSITORY)}\n")
-        for line in table(metrics, store):
-            console.print(line, markup=False)
-        console.print()
+    console = Console(width=220, highlight=False)
+    measured = {name: store.newest("metrics", concept=name) for name in names}
+    for name, metrics in measured.items():
+        path = REPOSITORY / "docs" / f"{name}.webp"
+        grid(side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, quality=90, method=6)
+        console.print(path.relative_to(REPOSITORY))
+    for line in [*table(measured[names[0]], store), "", *summary(measured, store)]:
+        console.print(line, markup=False)
 
 
 def grid(rows: list[PromptRow]) -> Image.Image:
@@ -37,8 +42,8 @@ def grid(rows: list[PromptRow]) -> Image.Image:
     tiles = [tile(row) for row in rows]
     width, height = tiles[0].size
     sheet = Image.new("RGB", (COLUMNS * (width + 24) - 24, -(-len(tiles) // COLUMNS) * (height + 10) - 10), "white")
-    for number, one in enumerate(tiles):
-        sheet.paste(one, (number % COLUMNS * (width + 24), number // COLUMNS * (height + 10)))
+    for place, one in enumerate(tiles):
+        sheet.paste(one, (place % COLUMNS * (width + 24), place // COLUMNS * (height + 10)))
     return sheet
 
 
@@ -48,8 +53,8 @@ def tile(row: PromptRow) -> Image.Image:
     width, height = strips[0].size
     picture = Image.new("RGB", (2 * width + 12, height + LINE), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
-    for number, (strip, prompt) in enumerate(zip(strips, (row.base_prompt, row.prompt), strict=True)):
-        left = number * (width + 12)
+    for place, (strip, prompt) in enumerate(zip(strips, (row.base_prompt, row.prompt), strict=True)):
+        left = place * (width + 12)
         draw.text((left, 1), prompt, fill="#333333", font=font)
         picture.paste(strip, (left, LINE), strip)
     return picture
@@ -63,6 +68,29 @@ def table(metrics: Artifact, store: Store) -> Iterator[str]:
         cells = [one.base, one.customized, one.difference]
         texts = [f"{c.value:.3f} ({c.low:.3f} to {c.high:.3f})" if c else "" for c in cells]
         yield f"| {one.title} | {' | '.join(texts)} |"
+
+
+def summary(measured: dict[str, Artifact], store: Store) -> Iterator[str]:
+    """A line a concept: how often it is taken for the right one, and what that costs."""
+    yield f"| | {' | '.join([*SHARES.values(), *CHANGES.values()])} | text alignment of true pictures |"
+    yield "|---" * (len(SHARES) + len(CHANGES) + 2) + "|"
+    judge = Encoder(profiles.get("openmoji").judge)
+    for name, metrics in measured.items():
+        found = {one.metric: one for one in compare(tables.read(store, metrics, "metrics"))}
+        cells = [f"{found[one].base.value:.2f} → {found[one].customized.value:.2f}" for one in SHARES]
+        for one in CHANGES:
+            change = found[one].difference
+            if change:
+                cells.append(f"{number(change.value, signed=True)} ({interval(change, signed=True)})")
+        faithful = true_pictures(concepts.load(name), judge)
+        yield f"| [{name}](docs/{name}.webp) | {' | '.join(cells)} | {number(faithful, digits=2)} |"
+
+
+def true_pictures(concept: Concept, judge: Encoder) -> float:
+    """Text alignment of the concept's true held-out pictures with "photo of a <category>": what a faithful drawing has."""
+    words = judge.texts([f"photo of a {concept.category}"])[0]
+    shown = [images.open_trusted(concept.read(one, "held_out")) for one in concept.held_out]
+    return float(2.5 * (judge.images(shown) @ words).clip(0).mean())
 
 
 if __name__ == "__main__":

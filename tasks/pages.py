@@ -236,7 +236,7 @@ def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
     table = tables.read(here, metrics, "metrics")
     chart = figures.chart_uri(figures.metrics_chart(table), CHART_DPI)
     lines = [
-        (one.title, _cell(one.base), _cell(one.customized), _cell(one.difference, signed=True))
+        (one.title, number(one.base.value), number(one.customized.value), _cell(one.difference, signed=True))
         for one in compare(table)
     ]
     percent = f"{100 * here.manifest(metrics).recipe.config['confidence']:g} %"
@@ -251,7 +251,7 @@ def evaluated(concept: Concept, metrics: Artifact, here: Store) -> str:
             pairs.append((escape(row.base_prompt), escape(row.prompt)))
         return (
             f"{_table(('Metric', 'Base', 'Customized', 'Paired difference'), lines)}\n\n"
-            f"In brackets, {percent} intervals.\n\n{image(chart, 'Metrics with intervals')}\n\n"
+            f"In brackets and as bars, {percent} intervals.\n\n{image(chart, 'Metrics with intervals')}\n\n"
             "The same prompts and noise, unpicked:\n\n"
             f"{_table((f'Base: {escape(concept.category)}', f'Customized: {escape(concept.noun)}'), pairs)}{rest}"
         )
