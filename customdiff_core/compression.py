@@ -19,6 +19,7 @@ from customdiff_core.errors import ConfigError, DeltaError
 from customdiff_core.finetuning.components import load_unet_weights
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
+from customdiff_core.weights import model_digest
 
 BYTES = 4  # of a float32
 HEADER = 256  # bytes of a safetensors header for each layer: two names, shapes and places
@@ -58,12 +59,18 @@ def compress(
         A `delta` artifact: delta.safetensors and compression.parquet (a row a layer: rank, energy, relative error).
 
     Raises:
-        ConfigError: unless exactly one of energy, rank and megabytes is stated; DeltaError: if nothing fits the size.
+        ConfigError: unless exactly one of energy, rank and megabytes is stated; DeltaError: if nothing fits the size, no
+            matrix was changed, or the delta belongs to another base model.
     """
 
     def produce(folder: Path) -> int:
         whole = deltas.load(store.path(delta) / deltas.FILE)
-        base = load_unet_weights(profile.model, tuple(whole.names)) if whole.names else {}
+        deltas.check_base(whole, model_digest(profile.model))
+        if not whole.names:
+            raise DeltaError(
+                f"compression: found no changed matrix ({whole.lineage.method}), need one; a token alone is small already"
+            )
+        base = load_unet_weights(profile.model, tuple(whole.names))
         made, report = compressed(whole, base, config, progress)
         lineage = made.lineage.model_copy(update={"inputs": {"delta": delta.sha256}})
         deltas.save(folder / deltas.FILE, replace(made, lineage=lineage))

@@ -98,6 +98,11 @@ def names(data: Path | None = None) -> list[str]:
     return sorted(path.parent.name for path in _root(data).glob("*/concept.yaml"))
 
 
+def is_file(name: str) -> bool:
+    """Whether somebody means a file of another program and not a concept, nor the key of a delta."""
+    return name not in names() and ("/" in name or bool(Path(name).suffix) or Path(name).exists())
+
+
 def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = None) -> Concept:
     """Load the concept `data/concepts/<name>`; check its pictures and that no other concept there has its token.
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from customdiff_core.errors import ConfigError
+
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Regularization = Literal["retrieved", "generated", "none"]
@@ -265,6 +267,25 @@ class Stated(Frozen):
 
     tokens: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+
+    def shared_by(self, files: int) -> "list[Stated]":
+        """What is said of each of several files, in their order: all of the only one, else one name and category each.
+
+        Raises:
+            ConfigError: if several files were given and not one for each.
+        """
+        if files == 1:
+            return [self]
+        for what, stated in (("tokens", self.tokens), ("categories", self.categories)):
+            if stated and len(stated) != files:
+                raise ConfigError(
+                    f"imported {what}: found {len(stated)} ({', '.join(stated)}) for {files} files, need one for each file in "
+                    "their order; import a file of several concepts on its own first, and give its key"
+                )
+        return [
+            Stated(tokens=self.tokens[number : number + 1], categories=self.categories[number : number + 1])
+            for number in range(files)
+        ]
 
 
 class BuildConfig(Frozen):

@@ -74,9 +74,8 @@ class Pipeline:
         """A delta by a concept's name (trained if it is not there), by key, or from a file."""
         if name in concept_files.names():
             return self.train([name], config)
-        path = Path(name)
-        if path.exists() or path.suffix:
-            return import_delta(path, self.profile, stated, store=self.store)
+        if concept_files.is_file(name):
+            return import_delta(Path(name), self.profile, stated, store=self.store)
         return self.store.get("delta", name)
 
     def _told(self, stage: str) -> dict[str, Any]:
@@ -92,7 +91,9 @@ class Pipeline:
         stated: Stated = Stated(),
     ) -> Artifact:
         """Train or import what is missing, and merge."""
-        parts = tuple(self.delta(name, training, stated) for name in names)
+        files = [name for name in names if concept_files.is_file(name)]
+        of_file = dict(zip(files, stated.shared_by(len(files)), strict=True)) if files else {}
+        parts = tuple(self.delta(name, training, of_file.get(name, Stated())) for name in names)
         return merge(
             parts, tuple(strengths), self.index(), self.profile, config, store=self.store, progress=self.tell("merge")
         )

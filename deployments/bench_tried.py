@@ -107,11 +107,17 @@ def _bf16(one: Trainer) -> None:
 
 
 def _fused_optimizer(one: Trainer) -> None:
-    one.optimizer = torch.optim.AdamW(one.optimizer.param_groups, fused=True)
+    one.optimizer = _optimizer(one, fused=True)
 
 
 def _single_tensor_optimizer(one: Trainer) -> None:
-    one.optimizer = torch.optim.AdamW(one.optimizer.param_groups, foreach=False)
+    one.optimizer = _optimizer(one, foreach=False)
+
+
+def _optimizer(one: Trainer, *, fused: bool | None = None, foreach: bool | None = None) -> torch.optim.AdamW:
+    """AdamW on the same parameters; groups taken over whole would bring the first one's way of computing."""
+    groups = [{"params": group["params"], "lr": group["lr"]} for group in one.optimizer.param_groups]
+    return torch.optim.AdamW(groups, weight_decay=one.config.weight_decay, fused=fused, foreach=foreach)
 
 
 VARIANTS: dict[str, Change] = {

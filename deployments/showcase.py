@@ -1,6 +1,6 @@
-"""Write what the README shows of concepts, from the store: a grid of pictures each and tables of figures.
+"""Write what the README shows of concepts: a grid of pictures each and tables of figures.
 
-python -m deployments.showcase cat dog          # after their `customize` runs; writes docs/<concept>.webp
+python -m deployments.showcase cat dog          # writes docs/<concept>.webp; trains and evaluates what the store lacks
 
 The first concept's figures are printed in full, then a line for each of them.
 """
@@ -13,8 +13,11 @@ from rich.console import Console
 
 from customdiff_core import concepts, figures, images, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.cli.bars import bars
 from customdiff_core.concepts import Concept
+from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
+from customdiff_core.pipeline import Pipeline
 from customdiff_core.retrieval.encoder import Encoder
 from customdiff_core.settings import REPOSITORY
 
@@ -26,10 +29,14 @@ CHANGES = {"image_alignment_held_out": "image alignment, held out", "text_alignm
 
 def main(names: list[str]) -> None:
     """Write every concept's grid, and print the tables for the README."""
-    store = Store()
-    console = Console(width=220, highlight=False)
-    measured = {name: store.newest("metrics", concept=name) for name in names}
-    for name, metrics in measured.items():
+    profile, store, console = profiles.get("openmoji"), Store(), Console(width=220, highlight=False)
+    measured: dict[str, Artifact] = {}
+    for name in names:
+        with bars() as tell:
+            delta = Pipeline(profile, store, tell=tell).train([name], profile.finetune)
+            wanted = concepts.load(name)
+            metrics = evaluate(wanted, delta, profile, profile.evaluate, store=store, progress=tell(f"evaluate {name}"))
+        measured[name] = metrics
         path = REPOSITORY / "docs" / f"{name}.webp"
         grid(side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, quality=90, method=6)
         console.print(path.relative_to(REPOSITORY))

@@ -8,7 +8,7 @@ from prefect import flow
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
 from flows.customize import taught
-from flows.inputs import is_file, taken
+from flows.inputs import taken_in
 from flows.merge import merged
 from flows.options import (
     AugmentOptions,
@@ -44,15 +44,13 @@ def compose(
         model: the base model.
     """
     profile, runtime = model.resolve(), model.runtime
-    loaded = {name: concepts.load(name) for name in compose if not is_file(name)}
+    files = taken_in(compose, profile, imported.stated())
+    loaded = {name: concepts.load(name) for name in compose if name not in files}
     wanted = tuple(loaded.values())
     plans = (RetrieveOptions(), AugmentOptions(), runtime)
 
     parts = tuple(
-        taught((loaded[name],), profile, "joint", train, *plans)
-        if name in loaded
-        else taken(name, profile, imported.stated())
-        for name in compose
+        taught((loaded[name],), profile, "joint", train, *plans) if name in loaded else files[name] for name in compose
     )
     delta = merged(parts, merge, profile, runtime)
     if len(wanted) < 2:  # nothing to compare an imported concept's pictures with

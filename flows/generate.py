@@ -7,7 +7,7 @@ from prefect import flow
 import tasks.generate
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
-from flows.inputs import as_taught, chosen
+from flows.inputs import as_taught, taken
 from flows.options import ConceptName, GenerateOptions, ModelOptions
 from tasks import publish
 
@@ -39,7 +39,7 @@ def generate(
     """
     profile = model.resolve()
     wanted = concepts.read_prompts(prompts_file.parent, prompts_file.name) if prompts_file else prompts
-    trained = chosen("delta", delta, concept, profile)
+    trained = taken(delta or concept, profile)
     loaded = as_taught(concepts.load(concept, wanted), trained)
     texts = tuple(loaded.with_concept(prompt) for prompt in loaded.prompts)
     chosen_seeds = tuple(seeds) if seeds else tuple(range(images))

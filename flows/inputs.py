@@ -1,5 +1,6 @@
 """A stage run alone takes its input by key, or the newest of its kind for the concept; a delta also from a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tasks.merge
@@ -9,6 +10,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import Stated
 from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
+from customdiff_core.stages import standing
 from tasks.stores import store
 
 
@@ -21,20 +23,24 @@ def chosen(kind: str, key: str | None, concept: str, profile: Profile) -> Artifa
     return store().get(kind, key) if key else store().newest(kind, concept=concept, profile=profile.name)
 
 
-def taken(name: str, profile: Profile, stated: Stated) -> Artifact:
-    """Return a delta by the concept's name, by its key, or from another program's file.
+def taken(name: str, profile: Profile) -> Artifact:
+    """Return a delta by the concept's name (the one that it stands for) or by its key.
 
     Raises:
-        StoreError, DeltaError: if there is none, or the file cannot be taken.
+        StoreError: if there is none.
     """
-    if is_file(name):
-        return tasks.merge.import_delta(Path(name), profile, stated)
-    return chosen("delta", None if name in concepts.names() else name, name, profile)
+    return standing(name, profile, store()) if name in concepts.names() else store().get("delta", name)
 
 
-def is_file(name: str) -> bool:
-    """Whether somebody means a file and not a concept."""
-    return "/" in name or Path(name).exists()
+def taken_in(names: Sequence[str], profile: Profile, stated: Stated) -> dict[str, Artifact]:
+    """Return the deltas of those names that are other programs' files, each with what is stated of it.
+
+    Raises:
+        ConfigError, DeltaError: if too little is stated, or a file cannot be taken.
+    """
+    files = [name for name in names if concepts.is_file(name)]
+    shares = stated.shared_by(len(files)) if files else []
+    return {name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)}
 
 
 def as_taught(concept: Concept, delta: Artifact) -> Concept:

@@ -7,7 +7,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.config import IndexConfig, Runtime
 from customdiff_core.profiles import Profile
 from flows.build_index import indexed
-from flows.inputs import taken
+from flows.inputs import taken, taken_in
 from flows.options import ImportOptions, MergeOptions, ModelOptions
 from tasks import publish
 
@@ -37,5 +37,6 @@ def merge(
         model: the profile.
     """
     profile = model.resolve()
-    parts = tuple(taken(one, profile, imported.stated()) for one in deltas)
+    files = taken_in(deltas, profile, imported.stated())
+    parts = tuple(files[one] if one in files else taken(one, profile) for one in deltas)
     return merged(parts, merge, profile, model.runtime)

@@ -7,9 +7,10 @@ made again. `start` goes on from an earlier base model's UNet, on scenes of anot
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect import flow
+from pydantic import Field
 
 import tasks.pretrain as part
 from customdiff_core.artifacts import Artifact
@@ -24,7 +25,7 @@ from tasks.stores import store
 @flow(name="pretrain")
 def pretrain(
     size: Literal["full", "smoke"] = "full",
-    steps: int | None = None,
+    steps: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     start: Path | None = None,
     against: Path | None = None,
@@ -35,7 +36,7 @@ def pretrain(
     Args:
         size: "full" is the committed model's, hours; "smoke" shows in two minutes that everything works.
         steps: of the UNet; empty takes the size's.
-        seed: of the scenes, and of the UNet's batches and noise.
+        seed: of the scenes, and of the UNet's batches and noise; take another than before to go on with what is new.
         start: a base model's folder to go on from; all but its UNet is kept as it is.
         against: another base model's folder, measured beside it.
         device: where it trains.
@@ -44,8 +45,9 @@ def pretrain(
     models = {"against": ModelSource(path=against / "openmoji-sd")} if against else {}
     for source in models.values():
         model_folder(source)  # hours before it is measured
+    adopted = part.adopt(start) if start else None  # a folder that is none ends the run before hours of it
     drawn = part.scenes(config.world)
-    parts = part.adopt(start) if start else trained(drawn, config, runtime)
+    parts = adopted or trained(drawn, config, runtime)
     latents = part.latents(drawn, parts["vae"], runtime)
     features = part.features(drawn, parts["tokenizer"], parts["clip"], runtime)
     parts["unet"] = part.unet(latents, features, config.unet, runtime, parts.get("unet"))

@@ -39,11 +39,13 @@ def convert(
     from customdiff_core.interop.content import Base
     from customdiff_core.interop.formats import write
     from customdiff_core.pipeline import Pipeline
+    from customdiff_core.weights import model_digest
 
     with told():
         here = machine(profile, weights, None, "auto")
         made = delta_of(Pipeline(here.profile, here.store, here.runtime), name, stated_as(token, category))
         loaded = deltas.load(here.store.path(made) / deltas.FILE)
+        deltas.check_base(loaded, model_digest(here.profile.model))
         for path in write(out, loaded, Base(here.profile.model), to, rank):
             console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", markup=False)
 

@@ -1,14 +1,16 @@
 """What all commands of `customdiff` share: their options, the profile on this machine, and how they speak."""
 
 import logging
+import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.logging import RichHandler
 
 from customdiff_core import concepts as concept_files
@@ -16,9 +18,10 @@ from customdiff_core import profiles
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import console, notes
 from customdiff_core.config import FinetuneConfig, Runtime, Stated
-from customdiff_core.errors import CustomDiffusionError
+from customdiff_core.errors import ConfigError, CustomDiffusionError, StoreError, did_you_mean
 from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
+from customdiff_core.stages import standing
 
 if TYPE_CHECKING:  # loading it brings torch along, which --help does without
     from customdiff_core.pipeline import Pipeline
@@ -32,6 +35,8 @@ StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; b
 SeedOption = Annotated[int, typer.Option(help="Training seed.")]
 TokenOption = Annotated[list[str] | None, typer.Option("--token", help="An imported file's token, in its order.")]
 CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="That token's category, such as cat.")]
+
+KEY = re.compile("[0-9a-f]{32}")  # of an artifact
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,33 @@ def told() -> Generator[None]:
             warnings.simplefilter("ignore")  # of libraries, about themselves
             yield
     except CustomDiffusionError as error:
-        notes.print(f"[red]{type(error).__name__}[/red]", end=" ")
-        notes.print(str(error), markup=False)
-        raise typer.Exit(1) from error
+        _fail(type(error).__name__, [str(error)], error)
+    except ValidationError as error:
+        where = [(".".join(map(str, one["loc"])), one["input"], one["msg"]) for one in error.errors()]
+        _fail(error.title, [f"{name}: found {found!r}; {said}" for name, found, said in where], error)
+
+
+def _fail(title: str, lines: list[str], error: Exception) -> NoReturn:
+    """End with an error in lines of its own."""
+    notes.print(f"[red]{title}[/red]", end=" ")
+    for line in lines:
+        notes.print(line, markup=False)
+    raise typer.Exit(1) from error
 
 
 def delta_of(pipeline: "Pipeline", name: str, stated: Stated) -> Artifact:
-    """The newest delta of a concept, or else train it; a key's; a file's."""
-    trained = pipeline.profile.training("custom-diffusion")
+    """The delta that a concept's name stands for, or else train it; a key's; a file's."""
     if name in concept_files.names():
         try:
-            return pipeline.store.newest("delta", concept=name, profile=pipeline.profile.name)
-        except CustomDiffusionError:
+            return standing(name, pipeline.profile, pipeline.store)
+        except StoreError:
             notes.print(f"{name}: not trained yet; training it now")
-    return pipeline.delta(name, trained, stated)
+    elif not concept_files.is_file(name) and not KEY.fullmatch(name):
+        known = concept_files.names()
+        raise ConfigError(
+            f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
+        )
+    return pipeline.delta(name, pipeline.profile.training("custom-diffusion"), stated)
 
 
 def stated_as(tokens: list[str] | None, categories: list[str] | None) -> Stated:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -13,8 +13,10 @@ from customdiff_core.finetuning.components import load_encoders
 from customdiff_core.merging.closed_form import Factorization, factorize
 from customdiff_core.merging.text_features import regularization_features
 from customdiff_core.profiles import Profile
+from customdiff_core.retrieval.metadata import Ids, Metadata
 
 FILE = "factorization.safetensors"
+READ = 4  # rows read for each caption wanted: many have the same
 
 
 def factorization(
@@ -44,16 +46,19 @@ def factorization(
 
 
 def read_captions(folder: Path, count: int) -> list[str]:
-    """Return different captions of a clip-retrieval index, spread evenly over it.
+    """Return different captions of a clip-retrieval index, spread evenly over it; never more than a few of its rows are read.
 
     Raises:
-        MergeError: if it has none.
+        RetrievalError: if it is no such index; MergeError: if it has no captions.
     """
-    parts = [pq.read_table(path, columns=["caption"]) for path in sorted((folder / "metadata").glob("*.parquet"))]
-    found = dict.fromkeys(
-        text.strip() for part in parts for text in part["caption"].to_pylist() if text and text.strip()
-    )
-    if not found:
+    metadata = Metadata(folder / "metadata")
+    texts = metadata.rows(_spread(len(metadata), READ * count))["caption"] if len(metadata) else ()
+    captions = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not captions:
         raise MergeError(f"regularization captions: found none in {folder}, need about {count}; take another index")
-    captions = list(found)
-    return captions[:: max(1, len(captions) // count)][:count]
+    return [captions[place] for place in _spread(len(captions), count)]
+
+
+def _spread(available: int, wanted: int) -> Ids:
+    """Places 0..available-1, as many as are wanted or all, evenly apart."""
+    return np.linspace(0, available - 1, min(wanted, available)).round().astype(np.int64)

@@ -26,6 +26,7 @@ from customdiff_core.errors import WeightsError
 from customdiff_core.pretraining import clip as clips
 from customdiff_core.pretraining import stages
 from customdiff_core.pretraining import tokenizer as tokenizers
+from customdiff_core.pretraining.folders import forget_paths
 
 PIPELINE = "openmoji-sd"
 ENCODERS = {"clip": "openmoji-clip", "judge": "openmoji-judge"}
@@ -66,7 +67,7 @@ def assemble(parts: Mapping[str, Artifact], *, store: Store) -> Artifact:
         side = {"height": vision.config.image_size, "width": vision.config.image_size}
         half = [0.5, 0.5, 0.5]  # it is trained on -1..1
         ViTImageProcessor(size=side, image_mean=half, image_std=half).save_pretrained(folder / DINO)
-        _forget_paths(folder)
+        forget_paths(folder)
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     return store.make(stages.base_model(dict(parts)), produce)
@@ -130,13 +131,3 @@ def _encoder(source: Path, target: Path, name: str) -> None:
     state = load_file(source / clips.WEIGHTS)
     half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     save_file(half, target / clips.WEIGHTS)
-
-
-def _forget_paths(folder: Path) -> None:
-    """Take out of the configurations where the parts were loaded from: it is nobody's business and changes the digest."""
-    for path in folder.rglob("*.json"):
-        content = json.loads(path.read_text())
-        if isinstance(content, dict) and "_name_or_path" in content:
-            path.write_text(
-                json.dumps({key: value for key, value in content.items() if key != "_name_or_path"}, indent=2) + "\n"
-            )

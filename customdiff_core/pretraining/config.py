@@ -8,7 +8,7 @@ from customdiff_core.config import Frozen, Precision
 
 
 class TrainConfig(Frozen):
-    """How one part is trained: AdamW, linear warm-up, cosine to a tenth, gradient norm 1, an average of the weights."""
+    """How one part is trained: AdamW, linear warm-up, cosine to a twentieth, gradient norm 1, an average of the weights."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=2)
@@ -99,7 +99,7 @@ class PretrainConfig(Frozen):
     clip: ClipConfig = ClipConfig(steps=2_800, batch_size=192, learning_rate=2.5e-3, weight_decay=0.1, ema_decay=0.99)
     vae: VaeConfig = VaeConfig(steps=3_400, batch_size=64, learning_rate=2e-3, warmup=50, ema_decay=0.995)
     unet: UNetConfig = UNetConfig(
-        steps=9_000, batch_size=64, learning_rate=1e-3, warmup=200, ema_decay=0.9995, compiled=True
+        steps=14_500, batch_size=64, learning_rate=1e-3, warmup=200, ema_decay=0.9995, compiled=True
     )
     judge: ClipConfig = ClipConfig(
         steps=3_000,

