@@ -139,7 +139,9 @@ class FinetuneConfig(Frozen):
     """How a method is trained (section 3.1 and appendix); which method it is, `finetuning/methods` says."""
 
     method: str = Field(default="custom-diffusion", description="one of finetuning/methods")
-    steps: int = Field(ge=1, description="optimizer steps")
+    steps: int = Field(
+        ge=1, description="optimizer steps for each concept: two together have twice as many (the paper: 250, and 500)"
+    )
     learning_rate: float | None = Field(
         default=None, gt=0, description="AdamW, for the UNet's weights; empty: by the method's rule"
     )
@@ -309,6 +311,9 @@ class Runtime(Frozen):
 
     device: Device = "auto"
     checkpoint_every: int = Field(default=50, ge=1, description="steps between training checkpoints")
+    keep_checkpoints: bool = Field(
+        default=True, description="after a training's end, so that more steps go on from them"
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="compute the UNet's activations twice instead of keeping them: less memory, more time",

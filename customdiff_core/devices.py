@@ -39,8 +39,14 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to measure what a GPU has allocated at most: what ran before in this process does not count."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_in_use(device: torch.device) -> int:
-    """Bytes: the most that was allocated on a GPU since the process began, or what the process holds of the RAM now."""
+    """Bytes: the most that was allocated on a GPU since `forget_peak_memory`, or what the process holds of the RAM now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss

@@ -135,14 +135,15 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
     return target
 
 
-def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer_token: str) -> list[Path]:
+def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer_tokens: Sequence[str]) -> list[Path]:
     """Lay out all that published lists name, and write the protocol that compares methods on it as was published.
 
     Args:
         sources: JSON lists of concepts and of pairs.
         data: with concepts/, prompts/ and protocols/.
         name: of the protocol.
-        initializer_token: the rare token that every V* starts from.
+        initializer_tokens: the rare tokens that V*s start from. DreamBooth draws concepts by these words themselves, so that
+            concepts of a pair get different ones, as far as there are enough.
 
     Returns:
         The folders and files that were written; a concept that several entries name is written once.
@@ -160,7 +161,8 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
     singles = [entry for entry in entries if isinstance(entry, Published)]
     every = {one.name: one for one in [*(one for pair in pairs for one in pair.concepts), *singles]}
     (data / "concepts").mkdir(parents=True, exist_ok=True)
-    written = [lay_out(one, data / "concepts", f"<{_token(one.name)}>", initializer_token) for one in every.values()]
+    chosen = _initializers(list(every), [[one.name for one in pair.concepts] for pair in pairs], initializer_tokens)
+    written = [lay_out(one, data / "concepts", f"<{_token(one.name)}>", chosen[one.name]) for one in every.values()]
     together: list[dict[str, Any]] = []
     for pair in pairs:
         names = [one.name for one in pair.concepts]
@@ -175,6 +177,15 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
     protocol.parent.mkdir(parents=True, exist_ok=True)
     protocol.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return [*written, protocol]
+
+
+def _initializers(names: Sequence[str], pairs: Sequence[Sequence[str]], words: Sequence[str]) -> dict[str, str]:
+    """A word for each concept, in turn one that the fewest of the concepts it is paired with have."""
+    chosen: dict[str, str] = {}
+    for name in names:
+        taken = [chosen.get(other) for pair in pairs if name in pair for other in pair]
+        chosen[name] = min(words, key=taken.count)
+    return chosen
 
 
 def _as_published() -> dict[str, Any]:

@@ -135,7 +135,9 @@ class TrainOptions(Frozen):
     )
 
     steps: int | None = Field(
-        default=None, ge=1, description="optimizer steps; more than before goes on from the last checkpoint"
+        default=None,
+        ge=1,
+        description="optimizer steps for each concept; more than before goes on from the last checkpoint",
     )
     learning_rate: float | None = Field(default=None, gt=0, description="for keys and values")
     modifier_learning_rate: float | None = Field(default=None, gt=0, description="for V*")

@@ -28,13 +28,14 @@ class Wanted:
     against: str
     lower: bool = False
 
-    def verdict(self, found: Figure | None) -> Verdict:
-        """What the interval says."""
+    def verdict(self, found: Figure | None, strict: Figure | None = None) -> Verdict:
+        """What the interval says; against the claim, what a stricter one does."""
         if found is None:
             return MISSING
-        low, high = (-found.high, -found.low) if self.lower else (found.low, found.high)
         if not found.says:
             return OPEN
+        against = strict or found
+        low, high = (-found.high, -against.low) if self.lower else (found.low, against.high)
         return HOLDS if low > 0 else FAILS if high < 0 else OPEN
 
 
@@ -105,13 +106,15 @@ CLAIMS = (
 def judged(evidence: Evidence, *, verdicts: bool) -> list[tables.Row]:
     """One row a difference of a claim: its interval, the paper's difference, its verdict and that of the whole claim.
 
-    A claim of several differences holds when all of them do, and does not when one does not (an intersection-union test: no
-    correction for their number is needed).
+    A claim of several differences holds when all of them do (an intersection-union test: no correction for their number is
+    needed), and does not when one does not: that one of m is wrong by chance is likelier, so that each is then judged by an
+    interval with a m-th of the error (Bonferroni).
     """
     found: list[tables.Row] = []
     for claim in CLAIMS:
         figures = [evidence.difference(test.metric, test.row, test.against) for test in claim.tests]
-        each: list[Verdict] = [test.verdict(one) for test, one in zip(claim.tests, figures, strict=True)]
+        strict = [evidence.difference(one.metric, one.row, one.against, tests=len(claim.tests)) for one in claim.tests]
+        each: list[Verdict] = [test.verdict(*found) for test, *found in zip(claim.tests, figures, strict, strict=True)]
         whole = overall(each) if verdicts else SHORT
         for test, figure, verdict in zip(claim.tests, figures, each, strict=True):
             found.append(

@@ -19,16 +19,16 @@ def costs(delta: Artifact, profile: Profile, store: Store, concepts: int) -> dic
     """Cost of one delta, with everything that it was made from.
 
     Returns:
-        seconds (of training steps, and of merging), memory (bytes, the most while training), bytes (of the file, a concept)
-        and trained_share (numbers changed in the UNet, of all its numbers; V* is none of them).
+        seconds (of training steps, and of merging), memory (bytes, the most while training; NaN where not known), bytes (of the
+        file, a concept) and trained_share (numbers changed in the UNet, of all its numbers; V* is none of them).
     """
     path = store.path(delta) / deltas.FILE
     histories = [tables.read(store, one, "history") for one in involved(delta, store) if _was_trained(one, store)]
     seconds = sum(float(history["seconds"].sum()) for history in histories)
-    memory = max((float(history["memory"].max()) for history in histories), default=float("nan"))
+    known = [float(one) for history in histories for one in history["memory"].dropna()]
     return {
         "seconds": seconds + (0 if _was_trained(delta, store) else store.manifest(delta).seconds),
-        "memory": memory,
+        "memory": max(known, default=float("nan")),
         "bytes": path.stat().st_size / concepts,
         "trained_share": _numbers(delta, store) / unet_numbers(profile),
     }

@@ -19,7 +19,8 @@ from scipy.special import stdtrit
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
-from customdiff_core.benchmark.history import METRICS, PAPERS
+from customdiff_core.benchmark.history import METRICS, PAPERS, measured
+from customdiff_core.finetuning import methods
 
 FALSE_ALARMS = 0.01  # of nights
 NIGHTS = 3  # before a limit is drawn
@@ -39,7 +40,8 @@ def limits(before: Sequence[float], charts: int) -> tuple[float, float]:
 def drift(cells: Any, night: str) -> list[tables.Row]:
     """One row a night of every chart: row, metric, night, value, low, high, outside.
 
-    Nights count whose concepts and judges are those of this night. The base model's rows are left out: nothing is trained there.
+    Nights count that measured what this night did: the same concepts, base model, judges and settings. What no training
+    changes is left out: the base model's rows, and KID of a method that trains no weights.
 
     Args:
         cells: the history, this night's included.
@@ -52,6 +54,7 @@ def drift(cells: Any, night: str) -> list[tables.Row]:
         for row in rows.ROWS.values()
         if row.way != "base"
         for metric in PAPERS
+        if not (metric == "kid" and not methods.get(row.method).trains)
         if len(series := _series(whole[whole["row"] == row.name], metric, night))
     ]
     found: list[tables.Row] = []
@@ -77,8 +80,8 @@ def drift(cells: Any, night: str) -> list[tables.Row]:
 def _series(cells: Any, metric: str, night: str) -> Any:
     """A row's value by night, up to this one."""
     known = cells.dropna(subset=[metric])
-    concepts = {str(when): set(part) for when, part in known.groupby("night")["concepts"]}
-    same = [when for when, found in concepts.items() if found == concepts.get(night) and when <= night]
+    nights = {str(when): measured(part) for when, part in known.groupby("night")}
+    same = [when for when, found in nights.items() if found == nights.get(night) and when <= night]
     return known[known["night"].isin(same)].groupby("night")[metric].mean().sort_index()
 
 

@@ -2,6 +2,7 @@
 
 from datetime import date
 from math import nan
+from typing import Any
 
 import pandas as pd
 
@@ -31,8 +32,10 @@ def previous(protocol: str, night: date, store: Store) -> Artifact | None:
     """The benchmark of the newest night before this one; of a night that was run again, the last."""
     found = [one for one in store.manifests(KIND) if one.recipe.labels.get("protocol") == protocol]
     earlier = [one for one in found if one.recipe.labels["night"] < night.isoformat()]
-    newest = max(earlier, key=lambda one: (one.recipe.labels["night"], one.created), default=None)
-    return newest.artifact if newest and not store.problems(store.path(newest.artifact)) else None
+    for one in sorted(earlier, key=lambda one: (one.recipe.labels["night"], one.created), reverse=True):
+        if not store.problems(store.path(one.artifact)):
+            return one.artifact
+    return None
 
 
 def frame(
@@ -54,6 +57,17 @@ def judges_key(recipe: Recipe) -> str:
     return digest_of([recipe.inputs.get(name, "") for name in ("judge", "dino", "inception")])
 
 
+def terms_key(recipe: Recipe) -> str:
+    """What two nights have in common that measured the same thing, with whatever code and libraries: those may drift."""
+    config = {name: value for name, value in recipe.config.items() if name != "seed"}
+    return digest_of([recipe.inputs, config])
+
+
+def measured(cells: Any) -> set[tuple[str, str]]:
+    """What some cells measured: of which concepts, on which terms."""
+    return set(zip(cells["concepts"], cells["terms"], strict=True))
+
+
 def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str, object]:
     cell, made = outcome.cell, outcome.made
     found: dict[str, object] = {
@@ -68,6 +82,7 @@ def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str
         "cell": made.key if made else "",
         "settings": settings_key(store.manifest(made).recipe) if made else "",
         "judges": judges_key(store.manifest(made).recipe) if made else "",
+        "terms": terms_key(store.manifest(made).recipe) if made else "",
     }
     found |= dict.fromkeys(METRICS, nan)
     if made:

@@ -68,7 +68,9 @@ def measure(
     Raises:
         CustomDiffusionError: of any stage.
     """
-    work = Work(cell, protocol, profile, Pipeline(profile, store, runtime, tell))
+    # A night's seeds never come again: nothing goes on from a whole training. Those of the curve come before it.
+    kept = runtime.model_copy(update={"keep_checkpoints": cell.share < 1})
+    work = Work(cell, protocol, profile, Pipeline(profile, store, kept, tell))
 
     def produce(folder: Path) -> int:
         delta = work.delta()
@@ -143,7 +145,9 @@ class Work:
             return sets
         real = validation(self.concepts[0], self.profile, self.config.kid_images, store=self.store)
         captions = tuple(tables.read(self.store, real, "validation", ["caption"])["caption"])
-        return sets | {"kid_samples": self._generate(captions, (0,), delta), "validation": real}
+        # A method that trains no weights draws captions without V* as the base model does: those pictures are there.
+        weights = delta if methods.get(self.cell.what.method).trains else None
+        return sets | {"kid_samples": self._generate(captions, (0,), weights), "validation": real}
 
     @property
     def measures_kid(self) -> bool:

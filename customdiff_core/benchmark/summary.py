@@ -15,7 +15,7 @@ import pandas as pd
 from customdiff_core import tables
 from customdiff_core.artifacts import Store
 from customdiff_core.benchmark import rows
-from customdiff_core.benchmark.history import COSTS, METRICS
+from customdiff_core.benchmark.history import COSTS, METRICS, measured
 from customdiff_core.evaluation.alignment import Scores
 from customdiff_core.evaluation.intervals import grid_of, pooled_interval
 
@@ -65,9 +65,12 @@ class Evidence:
         """A row's mean; None where it was not measured."""
         return self._figure(metric, [row], [1.0])
 
-    def difference(self, metric: str, row: str, against: str) -> Figure | None:
-        """A row's mean less another's, paired by concept, prompt, seed and night; None where there is nothing common."""
-        return self._figure(metric, [row, against], [1.0, -1.0])
+    def difference(self, metric: str, row: str, against: str, tests: int = 1) -> Figure | None:
+        """A row's mean less another's, paired by concept, prompt, seed and night; None where there is nothing common.
+
+        The interval is one of `tests` that are all right with the confidence.
+        """
+        return self._figure(metric, [row, against], [1.0, -1.0], tests)
 
     def trainings(self, row: str) -> dict[str, Any]:
         """By concept, the cells of this night and those of equal settings before it, oldest first, each measured once."""
@@ -93,7 +96,7 @@ class Evidence:
             self._grids[cell] = {str(metric): grid_of(part) for metric, part in parts}
         return self._grids[cell]
 
-    def _figure(self, metric: str, names: Sequence[str], signs: Sequence[float]) -> Figure | None:
+    def _figure(self, metric: str, names: Sequence[str], signs: Sequence[float], tests: int = 1) -> Figure | None:
         """Of the signed sum of rows, on the concepts that all have and as many trainings of each."""
         by_row = [self.trainings(name) for name in names]
         common = [one for one in by_row[0] if all(one in row for row in by_row)]
@@ -101,15 +104,17 @@ class Evidence:
         if not count:
             return None
         parts = [pd.concat([row[one].tail(count) for one in common]) for row in by_row]
-        if any(metric not in part or part[metric].isna().any() for part in parts):
+        if any(metric not in part or part[metric].isna().all() for part in parts):
             return None
         value = sum(sign * float(part[metric].mean()) for sign, part in zip(signs, parts, strict=True))
-        if metric in COSTS:
+        if metric in COSTS:  # of what was counted: a restarted training may not know all of its own
             return Figure(value, value, value, len(common), count, 0, 0)
+        if any(part[metric].isna().any() for part in parts):
+            return None
         grids = [np.stack([self.grids(key)[metric] for key in part["cell"]]) for part in parts]
         scores = sum(sign * grid for sign, grid in zip(signs, grids, strict=True))
         shaped = np.reshape(scores, (len(common), count, *grids[0].shape[1:]))
-        low, high = pooled_interval(_as_trainings(shaped), self.confidence)
+        low, high = pooled_interval(_as_trainings(shaped), 1 - (1 - self.confidence) / tests)
         shift = value - float(
             shaped.mean()
         )  # KID's value is torch-fidelity's, over random subsets; the interval's is exact
@@ -128,9 +133,7 @@ def table(evidence: Evidence, nights: Sequence[str]) -> list[tables.Row]:
         for metric in (*METRICS, *COSTS):
             figure = evidence.figure(metric, row.name)
             if figure is not None:
-                own, last = (
-                    _of_night(evidence.cells, night, row.name, metric) for night in (evidence.night, _last(nights))
-                )
+                own, last = _two_nights(evidence.cells, (evidence.night, _last(nights)), row.name, metric)
                 paper = row.paper.get(metric, nan)
                 found.append(
                     {
@@ -160,7 +163,8 @@ def _last(nights: Sequence[str]) -> str:
     return nights[-2] if len(nights) > 1 else ""
 
 
-def _of_night(cells: Any, night: str, row: str, metric: str) -> float:
-    """The mean of one night's cells; NaN where there are none."""
-    found = cells.loc[(cells["night"] == night) & (cells["row"] == row), metric]
-    return float(found.mean()) if len(found) else nan
+def _two_nights(cells: Any, nights: tuple[str, str], row: str, metric: str) -> tuple[float, float]:
+    """The means of a night's cells and of the last night's; the last is NaN where it measured something else."""
+    own, last = (cells[(cells["night"] == night) & (cells["row"] == row)] for night in nights)
+    same = measured(own) == measured(last)
+    return float(own[metric].mean()), float(last[metric].mean()) if same else nan

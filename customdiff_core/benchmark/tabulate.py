@@ -54,7 +54,8 @@ def tabulate(
     def produce(folder: Path) -> int:
         cells = frame(outcomes, protocol.name, night, before, store)
         evidence = Evidence(cells, night.isoformat(), store, protocol.confidence)
-        tables.write(folder / "table.parquet", table(evidence, sorted(set(cells["night"]))))
+        found = table(evidence, sorted(set(cells["night"])))
+        tables.write(folder / "table.parquet", _framed(found, "row", "metric"))
         tables.write(folder / "differences.parquet", _framed(list(differences(evidence)), "metric", "row", "against"))
         tables.write(folder / "claims.parquet", judged(evidence, verdicts=protocol.verdicts))
         tables.write(

@@ -4,6 +4,7 @@ Joint training takes several concepts, each with its training set, and sees each
 from the weights of a parent delta and keeps its tokens.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from customdiff_core import images, stages, tables, text, training_set
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime, SampleConfig
-from customdiff_core.devices import memory_in_use, resolve_device
+from customdiff_core.devices import forget_peak_memory, memory_in_use, resolve_device
 from customdiff_core.errors import TrainingError
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import (
@@ -82,10 +83,11 @@ def finetune(
         device = trainer.components.device
         vae = load_vae(profile.model).to(device)
         memory: dict[int, int] = {}
+        forget_peak_memory(device)
 
         def on_step(state: Trainer) -> None:
             memory[state.step] = memory_in_use(device)
-            progress(state.step, config.steps, f"loss {state.history[-1][0]:.4f}")
+            progress(state.step, state.config.steps, f"loss {state.history[-1][0]:.4f}")
             if state.step % config.preview_every == 0 and not state.finished:
                 _preview(scratch, state, vae, concepts, profile.evaluate.sample)
 
@@ -101,7 +103,10 @@ def finetune(
         return trainer.step
 
     # Seconds and the last bit of a picture differ from process to process; the weights do not.
-    return store.make(recipe, produce, volatile=("history.parquet", "previews.parquet"))
+    made = store.make(recipe, produce, volatile=("history.parquet", "previews.parquet"))
+    if not runtime.keep_checkpoints:
+        shutil.rmtree(store.scratch(recipe.kind, recipe.base_key), ignore_errors=True)
+    return made
 
 
 def make_trainer(
@@ -119,6 +124,7 @@ def make_trainer(
         TrainingError: if the method trains V* and the concepts have none to train, or a view is to be withheld from too few.
     """
     method = methods.get(config.method)
+    config = config.model_copy(update={"steps": config.steps * len(concepts)})
     components = load_components(profile.model)
     if parent is not None:
         deltas.apply(components, parent)

@@ -143,3 +143,19 @@ def test_a_stage_that_says_nothing_has_no_bar():
         (task,) = tell._progress.tasks  # pyright: ignore[reportPrivateUsage]
         assert (task.description, task.completed, task.total, task.fields["note"]) == ("training", 3, 10, "loss 0.5")
         del quiet
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["compress", "cat", "--megabytes", "0"], "megabytes: found 0"),
+        (["generate", "cat", "a {}", "--sampler", "euler"], "sampler: found 'euler'"),
+        (["generate", "cta", "a {}"], "found 'cta', need a concept (car, cat,"),
+        (["generate", "cta", "a {}"], "did you mean 'cat'?"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(command: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert said in " ".join(done.output.split())
+    assert "Traceback" not in done.output

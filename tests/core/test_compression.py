@@ -1,4 +1,6 @@
 import dataclasses
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +138,23 @@ def test_the_stage_keeps_the_lineage_and_tells_the_errors(chain):
     found = components.unet.state_dict()[name]
     before = load_model(chain.profile, None, chain.store, Runtime(device="cpu"))[0].unet.state_dict()[name]
     torch.testing.assert_close(found, small.whole(name, before), atol=1e-6, rtol=1e-6)
+
+
+def test_what_is_of_another_base_model_or_changes_no_matrix_is_refused(chain, monkeypatch: pytest.MonkeyPatch):
+    config = CompressConfig(rank=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("customdiff_core.compression.model_digest", lambda source: "f" * 64)
+        with pytest.raises(DeltaError, match=r"found one trained on base model .*, need ffff"):
+            compress(chain.delta, chain.profile, config, store=chain.store)
+    whole = deltas.load(chain.store.path(chain.delta) / deltas.FILE)
+
+    def tokens_alone(folder: Path) -> int:
+        deltas.save(folder / deltas.FILE, replace(whole, weights={}))
+        return 1
+
+    recipe = chain.store.manifest(chain.delta).recipe.model_copy(update={"inputs": {"tokens": "alone"}})
+    with pytest.raises(DeltaError, match=r"found no changed matrix \(custom-diffusion\), need one"):
+        compress(chain.store.make(recipe, tokens_alone), chain.profile, config, store=chain.store)
 
 
 def test_two_equal_layers_are_two_equal_rows(delta: Delta, base):

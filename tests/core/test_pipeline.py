@@ -7,7 +7,7 @@ import pytest
 from customdiff_core import pipeline as module
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import MergeConfig, Stated
-from customdiff_core.errors import StoreError
+from customdiff_core.errors import ConfigError, StoreError
 from customdiff_core.pipeline import Pipeline
 
 
@@ -69,6 +69,20 @@ def test_compose_trains_every_concept_and_merges_them(openmoji, store: Store, ca
     Pipeline(openmoji, store).compose(["cat", "dog"], [1.0, 0.5], openmoji.finetune, MergeConfig())
     assert stages(calls).count("finetune") == 2
     assert calls[-1] == ("merge", (2, (1.0, 0.5)))
+
+
+def test_what_is_stated_of_several_files_is_shared_out(openmoji, store: Store, calls, monkeypatch: pytest.MonkeyPatch):
+    taken: list[Any] = []
+    monkeypatch.setattr(module, "import_delta", lambda path, profile, stated, store: taken.append((path.name, stated)))
+    stated = Stated(tokens=("<a>", "<b>"), categories=("cat", "dog"))
+    pipeline = Pipeline(openmoji, store)
+    pipeline.compose(["a.bin", "teapot", "b.bin"], [1.0] * 3, openmoji.finetune, MergeConfig(), stated)
+    assert taken == [
+        ("a.bin", Stated(tokens=("<a>",), categories=("cat",))),
+        ("b.bin", Stated(tokens=("<b>",), categories=("dog",))),
+    ]
+    with pytest.raises(ConfigError, match=r"imported categories: found 1 \(cat\) for 2 files, need one for each"):
+        pipeline.compose(["a.bin", "b.bin"], [1.0] * 2, openmoji.finetune, MergeConfig(), Stated(categories=("cat",)))
 
 
 def test_a_delta_is_a_concept_a_file_or_a_key(openmoji, store: Store, calls, monkeypatch: pytest.MonkeyPatch, tmp_path):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from customdiff_core import recipes, stages
-from customdiff_core.artifacts import Artifact
+from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
-from customdiff_core.errors import RetrievalError
+from customdiff_core.errors import RetrievalError, StoreError
 from customdiff_core.profiles import get
 from customdiff_core.recipes import Recipe
 from customdiff_core.settings import REPOSITORY
@@ -157,3 +157,24 @@ def test_a_backend_is_known_by_its_address_and_pictures_by_their_size(cat, openm
 
     assert key("http://a") == key("http://a") != key("http://b")
     assert key("http://a", 128) != key("http://a")
+
+
+def test_a_concepts_name_stands_for_its_longest_custom_diffusion_on_this_base_model(cat, openmoji, store: Store):
+    def trained(number: int, **changes: object) -> Artifact:
+        config = openmoji.finetune.model_copy(update={"steps": 400} | changes)
+        recipe = stages.finetune((cat,), (TRAINING,), openmoji, config)
+        return store.make(recipe, lambda folder: (folder / "delta").write_text(str(number)) or 1)
+
+    with pytest.raises(StoreError, match="found none of cat by custom-diffusion on this base model"):
+        stages.standing("cat", openmoji, store)
+    longest = trained(1)
+    trained(2, steps=32)  # a quick look
+    trained(3, prior_weight=0.0)  # an ablation
+    trained(4, method="textual-inversion", steps=700)
+    assert stages.standing("cat", openmoji, store) == longest
+    newer = trained(5, seed=7)
+    assert stages.standing("cat", openmoji, store) == newer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "model_digest", lambda source: "another base model")
+        with pytest.raises(StoreError, match="need one; run customize/cat"):
+            stages.standing("cat", openmoji, store)

@@ -60,6 +60,7 @@ def tabulated(
     failing: tuple[str, ...] = (),
     protocol: Protocol = PROTOCOL,
     judge: str = "",
+    terms: str = "",
 ) -> Artifact:
     """Tabulate a night: `levels` are the true means by (row, metric), `failing` the rows of which the first cell failed."""
     outcomes: list[Outcome] = []
@@ -69,12 +70,14 @@ def tabulated(
             failed.add(cell.row)
             outcomes.append(Outcome(cell=cell, error=f"TrainingError: {EVIL}"))
         else:
-            outcomes.append(Outcome(cell=cell, made=_cell(store, cell, levels or {}, 0.01, judge)))
+            outcomes.append(Outcome(cell=cell, made=_cell(store, cell, levels or {}, 0.01, judge, terms)))
     before = previous(protocol.name, when, store)
     return tabulate(tuple(outcomes), protocol, when, before, profile, store=store)
 
 
-def _cell(store: Store, cell: Cell, levels: dict[tuple[str, str], float], spread: float, judge: str) -> Artifact:
+def _cell(
+    store: Store, cell: Cell, levels: dict[tuple[str, str], float], spread: float, judge: str, terms: str
+) -> Artifact:
     """Scores around a level: the same prompts and seeds of a concept move every row alike, its training moves it apart."""
     together = len(cell.concepts) > 1
     metrics = ["text_alignment", "image_alignment_training"] + (["image_alignment_1"] if together else [])
@@ -110,7 +113,7 @@ def _cell(store: Store, cell: Cell, levels: dict[tuple[str, str], float], spread
 
     config = {"row": cell.row, "concepts": list(cell.concepts), "share": cell.share, "spread": spread, "seed": seed}
     level = {f"{row} {metric}": value for (row, metric), value in levels.items()}
-    recipe = Recipe(kind="cell", inputs={"level": str(level), "judge": judge}, config=config, code="0", versions={})
+    recipe = Recipe(kind="cell", inputs={"judge": judge, "terms": terms}, config=config, code=str(level), versions={})
     # The levels are what a change of code would be: cells of other levels are of other settings.
     return store.make(recipe, produce)
 

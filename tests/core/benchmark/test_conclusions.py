@@ -71,6 +71,13 @@ def test_a_claim_of_several_differences_needs_them_all() -> None:
     assert overall(["not measured", "does not hold", "holds"]) == "does not hold"
 
 
+def test_one_wrong_difference_of_many_must_be_surely_wrong() -> None:
+    test, loose = Wanted("text_alignment", "joint", "merged"), Figure(-0.2, -0.3, -0.1, 2, 2, 9, 9)
+    assert test.verdict(loose) == "does not hold"
+    assert test.verdict(loose, Figure(-0.2, -0.5, 0.1, 2, 2, 9, 9)) == "cannot be told at this n"
+    assert test.verdict(Figure(0.2, 0.1, 0.3, 2, 2, 9, 9), Figure(0.2, -0.1, 0.5, 2, 2, 9, 9)) == "holds"
+
+
 def test_one_training_of_one_concept_says_nothing_about_trainings() -> None:
     test = Wanted("text_alignment", "joint", "merged")
     assert (
@@ -157,6 +164,31 @@ def test_a_night_outside_its_limits_is_found_and_others_are_not(store: Store, ni
     assert len(found) == 1
     assert found[0].startswith("Custom Diffusion, joint: Text alignment -")
     assert "base" not in set(read(store, broken, "drift")["row"])
+
+
+def test_nights_that_measured_something_else_are_no_chart_and_no_change(store: Store, night: Night) -> None:
+    for number in range(4):
+        night(NIGHT + timedelta(days=number))
+    day = NIGHT + timedelta(days=4)
+    other = night(day, levels={("joint", "text_alignment"): -4.0}, terms="fewer steps")
+    assert outside(other, day, store) == []
+    assert set(read(store, other, "drift")["night"]) == {day.isoformat()}
+    assert read(store, other, "table")["last_night"].isna().all()
+
+
+def test_what_no_training_changes_is_not_charted(store: Store, night: Night) -> None:
+    drift = read(store, night(), "drift")
+    assert "kid" in set(drift.loc[drift["row"] == "custom-diffusion", "metric"])
+    assert set(drift.loc[drift["row"] == "textual-inversion", "metric"]) == {
+        "text_alignment",
+        "image_alignment_training",
+    }
+
+
+def test_a_damaged_night_hides_none_before_it(store: Store, night: Night) -> None:
+    first, second = night(), night(NIGHT + timedelta(days=1))
+    (store.path(second) / "table.parquet").unlink()
+    assert previous(PROTOCOL.name, NIGHT + timedelta(days=2), store) == first
 
 
 def test_the_limits_raise_a_false_alarm_as_seldom_as_they_say() -> None:

@@ -83,6 +83,12 @@ def test_rows_draw_the_same_prompts_from_the_same_noise_and_share_what_they_can(
     ]
     assert asked[0].equals(asked[1])
     assert source(chain, first, "validation") == source(chain, second, "validation")
+    # Captions without V*: a method that trains no weights draws them as the base model does.
+    plain = run(chain, profile, "base", "cat")
+    assert source(chain, plain, "kid_samples") == source(chain, second, "kid_samples")
+    assert source(chain, plain, "kid_samples") != source(chain, first, "kid_samples")
+    kept = chain.store.scratch("delta", chain.store.manifest(source(chain, first, "delta")).recipe.base_key)
+    assert not list(kept.rglob("*.safetensors"))  # nobody goes on from a night's seed
 
 
 def test_other_seeds_are_other_trainings_of_equal_settings_and_the_base_model_has_none(chain, profile: Profile) -> None:

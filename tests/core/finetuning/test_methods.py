@@ -206,6 +206,7 @@ def test_joint_training_is_an_artifact_of_both(chain, pair):
     delta = deltas.load(chain.store.path(made) / deltas.FILE)
     assert set(delta.tokens) == {concept.modifier_token for concept in pair[0]}
     assert [one.name for one in delta.lineage.concepts] == ["cat", "dog"]
+    assert len(tables.read(chain.store, made, "history")) == 2  # one step for each
 
 
 def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, pair):

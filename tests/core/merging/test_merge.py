@@ -162,8 +162,9 @@ def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
         ("<teal-cat> cat", "<purple-dog> dog"),
         strict=True,
     ):
-        kept = target.features[(rows.loc[rows["prompt"] == noun, "state"] == "constraint").to_numpy()]
-        assert len(kept) >= 2
+        own = rows[rows["prompt"] == noun]
+        kept = target.features[(own["state"] == "constraint").to_numpy()]
+        assert own.iloc[0]["state"] == "constraint"  # V* itself; a twin dog may share the words after it
         for name, weight in delta.weights.items():
             assert relative(kept @ weight.double().T, kept @ together.weights[name].double().T) < 1e-5
 
