@@ -159,15 +159,15 @@ def openmoji() -> Profile:
         finetune=FinetuneConfig(
             steps=400,
             learning_rate=4e-4,
-            modifier_learning_rate=4e-3,
+            modifier_learning_rate=1e-2,
             batch_size=8,
             prior_weight=2.0,
             ema_decay=0.98,
             preview_prompts=("photo of a {}", "a {} on a red background", "a {} and a rocket"),
         ),
         methods={
-            "custom-diffusion-crossattn": MethodSettings(steps=700, learning_rate=3e-4, modifier_learning_rate=4e-3),
-            "custom-diffusion-all": MethodSettings(steps=500, learning_rate=5e-5, modifier_learning_rate=4e-3),
+            "custom-diffusion-crossattn": MethodSettings(steps=700, learning_rate=3e-4, modifier_learning_rate=1e-2),
+            "custom-diffusion-all": MethodSettings(steps=500, learning_rate=5e-5, modifier_learning_rate=1e-2),
             "dreambooth": MethodSettings(steps=500, learning_rate=5e-5),
             "textual-inversion": MethodSettings(steps=700, modifier_learning_rate=1e-2),
         },

@@ -3,7 +3,7 @@
 python -m deployments.bench_tried
 
 Every variant trains the same keys and values on the same 8 views and 8 regularization images; rounds of all variants alternate,
-and a figure is the fastest of them. docs/speed.md says what was made of it.
+and a figure is the fastest of them.
 """
 
 import time

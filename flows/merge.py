@@ -31,7 +31,7 @@ def merge(
     """Merge what was trained, imported or merged before.
 
     Args:
-        deltas: concepts (the newest delta of each), keys of deltas, or files of other programs.
+        deltas: concepts (Custom Diffusion's longest training of each), keys of deltas, or files of other programs.
         merge: strengths, and how the weights are held.
         imported: what the files do not say of themselves.
         model: the profile.
