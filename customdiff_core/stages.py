@@ -352,7 +352,9 @@ def cell(
     """
     row, kept = cell.what, {"seed", "steps", "preview_prompts", "preview_every"}
     taught = [load_concept(name) for name in cell.concepts]
-    pictures = [[picture.sha256 for group in (one.images, one.held_out) for picture in group] for one in taught]
+    pictures = [
+        [picture.sha256 for group in (one.images, one.held_out, one.others) for picture in group] for one in taught
+    ]
     evaluation = protocol.evaluation(profile, on_curve=cell.share < 1)
     trained, training = row.way != "base", cell.training(profile)
     return Recipe(

@@ -19,6 +19,8 @@ METRICS = {
     "image_alignment_held_out": "Image alignment, held-out pictures",
     "dino_alignment_training": "DINO image alignment",
     "nearest_training": "Likeness to the nearest training picture",
+    "recognised": "Taken for this one, by the judge",
+    "recognised_by_colour": "Taken for this one, by its colours",
     "kid": "KID × 10³",
     "image_alignment_1": "Image alignment, first concept",
     "image_alignment_2": "Image alignment, second concept",

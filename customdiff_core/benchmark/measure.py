@@ -22,6 +22,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.alignment import Scores, image_alignment, nearest_similarity, text_alignment
+from customdiff_core.evaluation.identity import bounded, identity
 from customdiff_core.evaluation.intervals import crossed_interval, grid_of
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import jackknife, kid
@@ -167,6 +168,8 @@ class Work:
         if all(one.held_out for one in self.concepts):
             held_out = [self.judge.images(data_of(one, "held_out")) for one in self.concepts]
             found["image_alignment_held_out"] = _mean(image_alignment(drawn, group) for group in held_out)
+        if len(self.concepts) == 1 and self.concepts[0].others:
+            found |= identity(self.concepts[0], data, self.judge)
         if len(self.concepts) > 1:  # each concept's own, in the order in which a sequential training sees them
             found |= {f"image_alignment_{place}": image_alignment(drawn, one) for place, one in enumerate(training, 1)}
         if self.profile.dino:
@@ -194,7 +197,8 @@ class Work:
             if metric == "kid":
                 features, config = self._kid_features(samples), self.config
                 value, count = kid(*features, config.kid_subset_size, config.kid_subsets), len(features[0])
-            ends = {"ci_low": low + value - centre, "ci_high": high + value - centre}
+            low, high = bounded(str(metric), low + value - centre, high + value - centre)
+            ends = {"ci_low": low, "ci_high": high}
             extractor = self.judge.extractor(str(metric))
             rows.append({"metric": metric, "extractor": extractor, "value": value, **ends, "n": count})
         return rows

@@ -18,7 +18,13 @@ from customdiff_core.evaluation.results import Cell, number, template
 from customdiff_core.profiles import Profile
 
 PROMPTS_SHOWN, SIDE, DPI = 6, 72, 140
-EXTRA = ("image_alignment_held_out", "dino_alignment_training", "nearest_training")
+EXTRA = (
+    "recognised",
+    "recognised_by_colour",
+    "image_alignment_held_out",
+    "dino_alignment_training",
+    "nearest_training",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Detail:
 
     concepts: str
     titles: list[str]
+    metrics: list[str]
     measured: list[tuple[str, list[float]]]
     prompts: list[tuple[str, list[tuple[float, float]]]]
 
@@ -100,14 +107,13 @@ def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Sto
     cells = tables.read(store, benchmark, KIND)
     tonight: Any = cells[cells["night"] == night]
     whole = tonight[(tonight["share"] == 1) & (tonight["status"] == "measured")]
-    extra = [name for name in EXTRA if (table["metric"] == name).any()]
     kinds = [(together, lines(table, together=together)) for together in (False, True)]
     return template(stages.BENCHMARK_TEMPLATE).render(
         protocol=protocol,
         profile=profile,
         night=night,
         nights=sorted(set(cells["night"])),
-        kinds=[(together, found) for together, found in kinds if found],
+        kinds=[(together, found, shown(found)) for together, found in kinds if found],
         scatters=[
             (together, figures.chart_uri(charts.scatter(table, whole, together=together), DPI))
             for together, found in kinds
@@ -123,12 +129,10 @@ def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Sto
         outside=tables.records(drift[(drift["night"] == night) & drift["outside"].astype(bool)]) if len(drift) else [],
         needed=NIGHTS,
         grids=grids(whole, store),
-        details=details(whole, (*PAPERS, *extra), store),
+        details=details(whole, (*PAPERS, *EXTRA), store),
         failed=tables.records(tonight[tonight["status"] == "failed"]),
         measured=int((tonight["status"] == "measured").sum()),
         metrics=METRICS,
-        extra=extra,
-        papers=PAPERS,
         titles={name: row.title for name, row in rows.ROWS.items()},
         recipe=store.manifest(benchmark),
     )
@@ -157,6 +161,11 @@ def lines(table: pd.DataFrame, *, together: bool) -> list[Line]:
             spent = {name: part[name]["value"] for name in COSTS if name in part}
             found.append(Line(row.title, row.name, measured, spent, said))
     return found
+
+
+def shown(found: list[Line]) -> list[str]:
+    """The metrics that any of these rows has: the paper's, and more."""
+    return [name for name in (*PAPERS, *EXTRA) if any(name in one.figures for one in found)]
 
 
 def claims(benchmark: Artifact, store: Store) -> list[Judged]:
@@ -201,12 +210,12 @@ def details(cells: Any, metrics: tuple[str, ...], store: Store) -> list[Detail]:
 
     Args:
         cells: whole trainings of a night.
-        metrics: columns of the concepts' tables; a prompt has text and image alignment.
+        metrics: columns of the concepts' tables, where they were measured; a prompt has text and image alignment.
         store: where the cells' scores are; prompts whose scores or images are gone are left out.
     """
     found: list[Detail] = []
     for concepts, part in cells.groupby("concepts", sort=False):
-        means = part.groupby("row", sort=False)[list(metrics)].mean()
+        means = part.groupby("row", sort=False)[list(metrics)].mean().dropna(axis=1, how="all")
         titles = [rows.get(str(row)).title for row in means.index]
         by_row = {row: _by_prompt(mine["cell"], store) for row, mine in part.groupby("row", sort=False)}
         drawn = samples_of(part["cell"].iloc[0], store)
@@ -218,7 +227,7 @@ def details(cells: Any, metrics: tuple[str, ...], store: Store) -> list[Detail]:
         measured = [
             (title, [float(value) for value in means.loc[row]]) for title, row in zip(titles, means.index, strict=True)
         ]
-        found.append(Detail(str(concepts), titles, measured, prompts))
+        found.append(Detail(str(concepts), titles, list(means.columns), measured, prompts))
     return found
 
 

@@ -17,6 +17,7 @@ from customdiff_core.artifacts import Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.history import COSTS, METRICS, measured
 from customdiff_core.evaluation.alignment import Scores
+from customdiff_core.evaluation.identity import bounded
 from customdiff_core.evaluation.intervals import grid_of, pooled_interval
 
 
@@ -115,10 +116,8 @@ class Evidence:
         scores = sum(sign * grid for sign, grid in zip(signs, grids, strict=True))
         shaped = np.reshape(scores, (len(common), count, *grids[0].shape[1:]))
         low, high = pooled_interval(_as_trainings(shaped), 1 - (1 - self.confidence) / tests)
-        shift = value - float(
-            shaped.mean()
-        )  # KID's value is torch-fidelity's, over random subsets; the interval's is exact
-        return Figure(value, low + shift, high + shift, *shaped.shape)
+        shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
+        return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(names) > 1), *shaped.shape)
 
 
 def _as_trainings(scores: Scores) -> Scores:

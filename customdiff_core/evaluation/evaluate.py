@@ -7,22 +7,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from customdiff_core import images, stages, tables
+from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
-from customdiff_core.evaluation.identity import Scores, colours, recognised
+from customdiff_core.evaluation.identity import bounded, identity
 from customdiff_core.evaluation.intervals import crossed_interval, grid_of
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, part_of, silent
-from customdiff_core.retrieval.metadata import Vectors
 from customdiff_core.sampling import generate
 
-RATES = ("recognised", "recognised_by_colour")  # 0 or 1 an image
 SUBJECTS = ("base", "customized")
 
 
@@ -116,26 +114,11 @@ def _scores(concept: Concept, subject: str, samples: Artifact, judge: Judge, sto
         held_out = judge.images([concept.read(picture, "held_out") for picture in concept.held_out])
         scores["image_alignment_held_out"] = image_alignment(drawn, held_out)
     if concept.others:
-        scores |= _identity(concept, table["image"].tolist(), drawn, judge)
+        scores |= identity(concept, table["image"].tolist(), judge)
     if judge.profile.dino:
         targets = judge.dino_images([concept.read(picture) for picture in concept.images])
         scores["dino_alignment_training"] = image_alignment(judge.dino_images(table["image"].tolist()), targets)
     return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
-
-
-def _identity(concept: Concept, drawn: list[bytes], seen: Vectors, judge: Judge) -> dict[str, Scores]:
-    """Whether each image is taken for the concept and not for a look-alike, by the judge and by its colours."""
-    groups = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}
-    read = {name: [concept.read(picture, name) for picture in group] for name, group in groups.items()}
-    own, others = read["images"] + read["held_out"], read["others"]
-
-    def palette(data: list[bytes]) -> Vectors:
-        return np.stack([colours(images.open_trusted(one)) for one in data])
-
-    return {
-        "recognised": recognised(seen, judge.images(own), judge.images(others)),
-        "recognised_by_colour": recognised(palette(drawn), palette(own), palette(others)),
-    }
 
 
 def _alignment_rows(scores: pd.DataFrame, judge: Judge, config: EvaluateConfig) -> list[tables.Row]:
@@ -144,8 +127,7 @@ def _alignment_rows(scores: pd.DataFrame, judge: Judge, config: EvaluateConfig) 
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
             low, high = crossed_interval(grid[None], config.confidence)
-            if metric in RATES:  # which the normal theory of the interval does not know
-                low, high = max(low, -1.0 if subject == "difference" else 0.0), min(high, 1.0)
+            low, high = bounded(metric, low, high, difference=subject == "difference")
             rows.append(_row(subject, metric, judge, float(grid.mean()), low, high, grid.size))
     return rows
 

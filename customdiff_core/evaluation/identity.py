@@ -4,14 +4,21 @@ Two witnesses that share nothing: the judge's embedding, which sees shapes and c
 alone, which know no shape and were never trained.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from customdiff_core import images
+from customdiff_core.concepts import Concept
+from customdiff_core.evaluation.judge import Judge
+
 Vectors = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
+
+RATES = ("recognised", "recognised_by_colour")  # by the judge and by the colours; 0 or 1 an image
 
 SIDE = 64  # pixels to which pictures are brought before their colours are counted
 RING = 4  # pixels of border that say what the background is
@@ -22,16 +29,40 @@ OUTLINE = 60  # of 255; darker pixels are outlines, which every drawing has
 COLOURLESS = 0.18  # chroma below which a pixel is grey
 
 
-def recognised(images: Vectors, own: Vectors, others: Vectors) -> Scores:
+def identity(concept: Concept, drawn: Sequence[bytes], judge: Judge) -> dict[str, Scores]:
+    """Whether each of N encoded images is taken for the concept and not for one of its look-alikes: (N,) for each of RATES.
+
+    Args:
+        concept: with pictures in others/.
+        drawn: generated images.
+        judge: the evaluation's encoders.
+    """
+    groups = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}
+    read = {name: [concept.read(picture, name) for picture in group] for name, group in groups.items()}
+    own, others = read["images"] + read["held_out"], read["others"]
+
+    def palette(data: Sequence[bytes]) -> Vectors:
+        return np.stack([colours(images.open_trusted(one)) for one in data])
+
+    found = (recognised(see(drawn), see(own), see(others)) for see in (judge.images, palette))
+    return dict(zip(RATES, found, strict=True))
+
+
+def bounded(metric: str, low: float, high: float, *, difference: bool = False) -> tuple[float, float]:
+    """An interval's ends; of a rate (or a difference of two) not beyond what it can be, which normal theory does not know."""
+    return (max(low, -1.0 if difference else 0.0), min(high, 1.0)) if metric in RATES else (low, high)
+
+
+def recognised(drawn: Vectors, own: Vectors, others: Vectors) -> Scores:
     """1 where the nearest of all pictures is one of the concept's own, else 0.
 
     Args:
-        images: (N, D) unit vectors.
+        drawn: (N, D) unit vectors.
         own: (T, D) the concept's true pictures.
         others: (M, D) look-alikes.
     """
-    images, own, others = (one.astype(np.float64) for one in (images, own, others))
-    return ((images @ own.T).max(axis=1) > (images @ others.T).max(axis=1)).astype(np.float64)
+    drawn, own, others = (one.astype(np.float64) for one in (drawn, own, others))
+    return ((drawn @ own.T).max(axis=1) > (drawn @ others.T).max(axis=1)).astype(np.float64)
 
 
 def colours(picture: Image.Image) -> Vectors:

@@ -15,6 +15,7 @@ from customdiff_core.benchmark.measure import measure, training
 from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.config import AugmentConfig, RetrieveConfig, Runtime, SampleConfig
 from customdiff_core.errors import ConceptError, ConfigError, MergeError
+from customdiff_core.evaluation.identity import RATES
 from customdiff_core.finetuning.components import load_components
 from customdiff_core.merging.join import join
 from customdiff_core.profiles import Profile
@@ -69,6 +70,12 @@ def test_a_cell_has_its_scores_figures_and_costs(chain, profile: Profile) -> Non
     assert measures.loc["text_alignment", "value"] == pytest.approx(text["value"].mean())
     assert len(text) == 4
     assert (scores["metric"] == "kid").sum() == 8
+    assert set(scores.loc[scores["metric"].isin(RATES), "value"]) <= {0.0, 1.0}
+    for rate in RATES:  # whether an image is taken for the concept, or for a look-alike
+        shares = scores.loc[scores["metric"] == rate, "value"]
+        assert len(shares) == 4
+        assert measures.loc[rate, "value"] == shares.mean()
+        assert 0 <= measures.loc[rate, "ci_low"] <= shares.mean() <= measures.loc[rate, "ci_high"] <= 1
     spent = tables.read(chain.store, one, "costs").iloc[0]
     assert 0 < spent["trained_share"] < 0.06
     assert spent["memory"] > 1e8

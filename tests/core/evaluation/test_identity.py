@@ -3,7 +3,11 @@ import pytest
 from PIL import Image, ImageDraw
 
 from customdiff_core import concepts, images
-from customdiff_core.evaluation.identity import colours, recognised
+from customdiff_core.artifacts import Store
+from customdiff_core.config import Runtime
+from customdiff_core.evaluation.identity import RATES, bounded, colours, identity, recognised
+from customdiff_core.evaluation.judge import Judge
+from customdiff_core.profiles import Profile
 
 NAMES = ("cat", "dog", "teddybear", "house", "car", "flower", "chair", "tortoise", "teapot")
 
@@ -37,6 +41,19 @@ def test_the_nearest_picture_decides():
     seen = np.array([[1, 0], [0, 1], [0.8, 0.6]])
     own, others = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
     assert recognised(seen, own, others).tolist() == [1, 0, 1]
+
+
+def test_true_pictures_are_the_concepts_and_look_alikes_are_not(store: Store, openmoji: Profile):
+    cat = concepts.load("cat")
+    shown = [cat.read(cat.held_out[0], "held_out"), cat.read(cat.others[0], "others")]
+    found = identity(cat, shown, Judge(openmoji, store, Runtime(device="cpu")))
+    assert {name: scores.tolist() for name, scores in found.items()} == {rate: [1.0, 0.0] for rate in RATES}
+
+
+def test_the_interval_of_a_rate_ends_where_rates_do():
+    assert bounded("recognised", -0.1, 1.2) == (0.0, 1.0)
+    assert bounded("recognised_by_colour", -1.3, 1.2, difference=True) == (-1.0, 1.0)
+    assert bounded("text_alignment", -0.1, 1.2) == (-0.1, 1.2)
 
 
 def test_a_change_that_nobody_sees_changes_little():
