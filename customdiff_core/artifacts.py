@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,11 +143,16 @@ class Store:
         Raises:
             StoreError: if there is none.
         """
-        for manifest in sorted(self.manifests(kind), key=lambda one: one.created, reverse=True):
-            if labels.items() <= manifest.recipe.labels.items() and not self.problems(self.path(manifest.artifact)):
-                return manifest.artifact
+        fitting = [one for one in self.manifests(kind) if labels.items() <= one.recipe.labels.items()]
+        found = self.first_whole(sorted(fitting, key=lambda one: one.created, reverse=True))
+        if found:
+            return found
         wanted = ", ".join(f"{name} {value}" for name, value in labels.items()) or "any label"
         raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
+
+    def first_whole(self, found: Iterable[Manifest]) -> Artifact | None:
+        """Return the first artifact that is there undamaged; None if none is."""
+        return next((one.artifact for one in found if not self.problems(self.path(one.artifact))), None)
 
     def lineage(self, artifact: Artifact) -> dict[str, Artifact]:
         """Return an artifact and the artifacts that it was made from, by kind, found by their digests."""

@@ -164,10 +164,11 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
             return False
         return recipe.inputs["model"] == model and recipe.config["prior_weight"] > 0
 
-    found = [one for one in store.manifests("delta") if fits(one)]
-    for one in sorted(found, key=lambda one: (one.recipe.config["steps"], one.created), reverse=True):
-        if not store.problems(store.path(one.artifact)):
-            return one.artifact
+    fitting = [one for one in store.manifests("delta") if fits(one)]
+    longest = sorted(fitting, key=lambda one: (one.recipe.config["steps"], one.created), reverse=True)
+    found = store.first_whole(longest)
+    if found:
+        return found
     raise StoreError(
         f"delta: found none of {name} by custom-diffusion on this base model in {store.root}, need one; run customize/{name}, "
         "or give another delta's key"

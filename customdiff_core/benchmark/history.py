@@ -34,10 +34,7 @@ def previous(protocol: str, night: date, store: Store) -> Artifact | None:
     """The benchmark of the newest night before this one; of a night that was run again, the last."""
     found = [one for one in store.manifests(KIND) if one.recipe.labels.get("protocol") == protocol]
     earlier = [one for one in found if one.recipe.labels["night"] < night.isoformat()]
-    for one in sorted(earlier, key=lambda one: (one.recipe.labels["night"], one.created), reverse=True):
-        if not store.problems(store.path(one.artifact)):
-            return one.artifact
-    return None
+    return store.first_whole(sorted(earlier, key=lambda one: (one.recipe.labels["night"], one.created), reverse=True))
 
 
 def frame(
