@@ -5,10 +5,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import psutil
@@ -16,6 +16,7 @@ import pytest
 
 from customdiff_core.artifacts import Store
 
+T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
 FINISHED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 SMALL: dict[str, Any] = {
@@ -28,6 +29,7 @@ SMALL: dict[str, Any] = {
     },
 }
 BRIEF = SMALL | {"train": {"steps": 4}}  # where it is not the training that is tested
+PATIENCE = 1800  # seconds until a wait is a hang: a busy machine may need ten times what an idle one does
 
 
 @dataclass
@@ -66,7 +68,13 @@ class Stack:
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the repository against this stack."""
         return subprocess.run(
-            arguments, cwd=REPOSITORY, env=self.environment, text=True, capture_output=True, check=False, timeout=600
+            arguments,
+            cwd=REPOSITORY,
+            env=self.environment,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=PATIENCE,
         )
 
     def start(self, deployment: str, **parameters: Any) -> str:
@@ -80,15 +88,14 @@ class Stack:
         assert finished["state_type"] == "COMPLETED", finished["state"]["message"]
         return finished
 
-    def wait(self, run: str, states: set[str] = FINISHED, seconds: float = 280) -> dict[str, Any]:
+    def wait(self, run: str, states: set[str] = FINISHED) -> dict[str, Any]:
         """Wait until a flow run is in one of the states."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            found = self.post(f"flow_runs/{run}", method="GET")
-            if found["state_type"] in states:
-                return found
-            time.sleep(0.5)
-        pytest.fail(f"flow run {run} was not {states} after {seconds} s")
+
+        def found() -> dict[str, Any] | None:
+            now = self.post(f"flow_runs/{run}", method="GET")
+            return now if now["state_type"] in states else None
+
+        return until(found, f"flow run {run} to be one of {sorted(states)}")
 
     def newest_run(self) -> dict[str, Any]:
         """The flow run that started last; what a schedule has only planned is none."""
@@ -125,6 +132,16 @@ class Stack:
             except psutil.Error:
                 continue
         return found
+
+
+def until(found: Callable[[], T | None], what: str) -> T:
+    """Ask until the answer is something; fail with what was waited for when even a busy machine would have had it."""
+    deadline = time.monotonic() + PATIENCE
+    while not (answer := found()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {PATIENCE} s for {what}")
+        time.sleep(0.3)
+    return answer
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from .conftest import REPOSITORY, Stack
+from .conftest import PATIENCE, REPOSITORY, Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.browser]
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -39,7 +39,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         made = browser.new_page(viewport={"width": 1280, "height": 1000})
-        made.set_default_timeout(90_000)  # milliseconds: two cores have other work
+        made.set_default_timeout(1000 * PATIENCE)  # milliseconds
         yield made
         browser.close()
 

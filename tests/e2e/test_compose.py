@@ -11,7 +11,7 @@ from customdiff_core import tables
 
 from .conftest import Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.e2e
 CUSTOMDIFF = (sys.executable, "-m", "deployments.cli")
 PAIR = {
     "train": {"steps": 5},
@@ -25,7 +25,7 @@ PAIR = {
 
 @pytest.fixture(scope="module")
 def composed(stack: Stack) -> dict[str, Any]:
-    return stack.wait(stack.start("compose/cat-dog", **PAIR), seconds=800)
+    return stack.wait(stack.start("compose/cat-dog", **PAIR))
 
 
 def test_it_trains_what_is_missing_merges_and_shows_the_pair(stack: Stack, composed: dict[str, Any]) -> None:

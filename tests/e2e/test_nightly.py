@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +12,10 @@ import pytest
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact
 
-from .conftest import REPOSITORY, Stack
+from .conftest import REPOSITORY, Stack, until
 from .test_browser import CHROMIUM, FLAGS, NEEDED
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 BROKEN = "no-such-concept"
 SMALL: dict[str, Any] = {
     "protocol": "openmoji-quick",
@@ -40,10 +39,7 @@ SMALL: dict[str, Any] = {
 def first(stack: Stack) -> dict[str, Any]:
     """A night killed with -9 once one of its cells is done, and started again when the server had been, too."""
     run = stack.start("benchmark/quick", **SMALL)
-    deadline = time.monotonic() + 200
-    while len(list(stack.store.manifests("cell"))) < 1:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: list(stack.store.manifests("cell")), "the first cell")
     for process in stack.engines(run):
         process.kill()
     stack.wait(run, {"CRASHED"})
@@ -102,11 +98,10 @@ def scheduled(stack: Stack, first: dict[str, Any]) -> Iterator[dict[str, Any]]:
     [made] = stack.post(f"deployments/{quick}/schedules", [plan | {"active": True}])
     due = {"flow_runs": {"expected_start_time": {"before_": (soon + timedelta(minutes=2)).isoformat()}}}
     wanted = due | {"deployments": {"id": {"any_": [quick]}}}
-    deadline = time.monotonic() + 120
-    while not (planned := [one for one in stack.post("flow_runs/filter", wanted) if one["auto_scheduled"]]):
-        assert time.monotonic() < deadline, "the schedule made no run"
-        time.sleep(1)
-    run = stack.wait(planned[0]["id"], seconds=400)
+    planned = until(
+        lambda: [one for one in stack.post("flow_runs/filter", wanted) if one["auto_scheduled"]], "the schedule's run"
+    )
+    run = stack.wait(planned[0]["id"])
     assert run["state_type"] == "COMPLETED", run["state"]["message"]
     yield run
     stack.api.delete(f"deployments/{quick}/schedules/{made['id']}").raise_for_status()
@@ -124,10 +119,7 @@ def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(
     nights = tables.read(stack.store, table, "drift").groupby(["row", "metric"])["night"].nunique()
     assert set(nights) == {2}
     events = {"filter": {"event": {"name": ["customdiff.benchmark.incomplete"]}}}
-    deadline = time.monotonic() + 20
-    while not (found := stack.post("events/filter", events)["events"]):
-        assert time.monotonic() < deadline, "no event"
-        time.sleep(0.5)
+    found = until(lambda: stack.post("events/filter", events)["events"], "the event")
     assert found[0]["resource"]["prefect.resource.id"] == "customdiff.benchmark.openmoji-quick"
     assert any("ConceptError" in one for one in found[0]["payload"]["what"])
 
@@ -138,10 +130,7 @@ def test_the_schedule_makes_runs_and_the_automation_is_taken(stack: Stack) -> No
         "deployments": {"id": {"any_": [nightly["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    deadline = time.monotonic() + 90
-    while not (scheduled := stack.post("flow_runs/filter", wanted)):
-        assert time.monotonic() < deadline, "no scheduled runs appeared"
-        time.sleep(1)
+    scheduled = until(lambda: stack.post("flow_runs/filter", wanted), "the scheduled runs")
     assert all(one["auto_scheduled"] for one in scheduled)
     assert {one["expected_start_time"][11:16] for one in scheduled} == {"03:00"}
     made = stack.command("prefect", "automation", "create", "--from-file", "deployments/automation-drift.yaml")

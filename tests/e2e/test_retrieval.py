@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -23,9 +22,9 @@ from customdiff_core.retrieval.fetch import Link, Shelf
 from deployments.backend import running
 from deployments.web import Web, serving
 
-from .conftest import BRIEF, REPOSITORY, Stack
+from .conftest import BRIEF, PATIENCE, REPOSITORY, Stack, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.e2e
 LINKS = 5000
 WORDS = (
     "a cat",
@@ -61,13 +60,13 @@ def test_five_thousand_links_become_two_hundred_images(stack: Stack, web: tuple[
     """The commands of docs/bring-your-own-laion.md."""
     links, out = write_links(tmp_path / "links.parquet", web[0], LINKS), tmp_path / "index"
     built = stack.command(
-        "prefect", "deployment", "run", "build-own-index/folder", "--watch", "--watch-timeout", "600",
+        "prefect", "deployment", "run", "build-own-index/folder", "--watch",
         f"--param=source={links}", f"--param=out={out}", '--param=build={"kind": "urls", "shard": 1000}',
     )  # fmt: skip
     assert built.returncode == 0, built.stdout + built.stderr
     assert len(list((out / "metadata").iterdir())) == 5
     retrieved = stack.command(
-        "prefect", "deployment", "run", "retrieve/stage", "--watch", "--watch-timeout", "300",
+        "prefect", "deployment", "run", "retrieve/stage", "--watch",
         f'--param=model={{"index": "{out}"}}',
     )  # fmt: skip
     assert retrieved.returncode == 0, retrieved.stdout + retrieved.stderr
@@ -94,7 +93,7 @@ def test_a_backend_killed_in_the_middle_is_a_clear_failure_and_a_retry_goes_on(
     with running(index, tmp_path / "back") as (url, process):
         served.latency = 1.5  # while the first round waits for its links
         run = stack.start("customize/cat", **BRIEF, retrieve=retrieval | {"deepest": 800}, model={"backend": url})
-        _until(lambda: any(path.startswith("/half") for path in list(served.asked)))
+        until(lambda: any(path.startswith("/half") for path in list(served.asked)), "the first link")
         os.killpg(process.pid, signal.SIGKILL)
         failed = stack.wait(run)
         served.latency = 0.0
@@ -150,15 +149,15 @@ def test_a_killed_build_goes_on_after_its_last_whole_shard(
     served.latency = 0.8
     process = subprocess.Popen([sys.executable, "-c", program, str(links), str(out)], cwd=REPOSITORY)
     metadata = tmp_path / "index.building" / "metadata"
-    _until(lambda: metadata.exists() and len(list(metadata.glob("*.parquet"))) >= 2)
+    until(lambda: metadata.exists() and len(list(metadata.glob("*.parquet"))) >= 2, "two whole shards")
     downloads = [one for one in psutil.Process(process.pid).children(recursive=True) if one.is_running()]
     process.kill()
     process.wait()
     served.latency = 0.0
-    _until(lambda: not any(_alive(one) for one in downloads))
+    until(lambda: not any(_alive(one) for one in downloads), "the downloads' end")
     before = {path.name: path.stat().st_mtime_ns for path in metadata.glob("*.parquet")}
     assert 2 <= len(before) < 6
-    subprocess.run([sys.executable, "-c", program, str(links), str(out)], cwd=REPOSITORY, check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", program, str(links), str(out)], cwd=REPOSITORY, check=True, timeout=PATIENCE)
     after = {path.name: path.stat().st_mtime_ns for path in (out / "metadata").glob("*.parquet")}
     assert before.items() <= after.items()
     assert len(after) == 6
@@ -183,13 +182,6 @@ def _half_dead_index(folder: Path, base: str) -> Path:
     urls = [f"{base}/{'half-ok' if number % 10 == 0 else 'half-dead'}/{number}.jpg" for number in range(1500)]
     pd.DataFrame({"caption": words, "url": urls}).to_parquet(folder / "metadata" / "metadata_0000.parquet")
     return folder
-
-
-def _until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 200
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def _commands() -> list[str]:
