@@ -103,8 +103,13 @@ class Stack:
         return self.post("flow_runs/filter", started | {"sort": "START_TIME_DESC", "limit": 1})[0]
 
     def task_states(self, run: str) -> dict[str, str]:
-        """The states' names by task, such as {"retrieve": "Cached"}."""
-        tasks = self.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        """The final states' names by task, such as {"retrieve": "Cached"}; the server learns some after the flow run's own."""
+
+        def finished() -> list[dict[str, Any]] | None:
+            tasks = self.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+            return tasks if all(task["state_type"] in FINISHED for task in tasks) else None
+
+        tasks = until(finished, f"the tasks of flow run {run} to be finished")
         return {task["name"].rsplit("-", 1)[0]: task["state_name"] for task in tasks}
 
     def artifacts(self, run: str) -> dict[str, str]:
@@ -121,6 +126,14 @@ class Stack:
             time.sleep(pause)
         answer.raise_for_status()
         return answer.json()
+
+    def assert_said(self, run: str, words: str) -> None:
+        """Wait until the run's log holds the words: Prefect sends the last lines some seconds after the state."""
+        wanted = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
+        until(
+            lambda: any(words in line["message"] for line in self.post("logs/filter", wanted)),
+            f"the log line {words!r}",
+        )
 
     def engines(self, run: str) -> list[psutil.Process]:
         """The processes that execute a flow run."""
