@@ -114,7 +114,9 @@ def judged(evidence: Evidence, *, verdicts: bool) -> list[tables.Row]:
     for claim in CLAIMS:
         count = len(claim.tests)
         figures = [evidence.difference(test.metric, test.row, test.against) for test in claim.tests]
-        strict = [evidence.difference(one.metric, one.row, one.against, tests=count) for one in claim.tests]
+        strict = figures
+        if count > 1:
+            strict = [evidence.difference(test.metric, test.row, test.against, tests=count) for test in claim.tests]
         each: list[Verdict] = [test.verdict(*found) for test, *found in zip(claim.tests, figures, strict, strict=True)]
         whole = overall(each) if verdicts else SHORT
         for test, figure, verdict in zip(claim.tests, figures, each, strict=True):

@@ -124,7 +124,7 @@ def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Sto
         controls=[
             (METRICS[metric], figures.chart_uri(charts.control(drift, metric), DPI))
             for metric in PAPERS
-            if len(drift) and (drift["metric"] == metric).any()
+            if len(drift) and drift.loc[drift["metric"] == metric, "night"].nunique() > 1
         ],
         outside=tables.records(drift[(drift["night"] == night) & drift["outside"].astype(bool)]) if len(drift) else [],
         needed=NIGHTS,

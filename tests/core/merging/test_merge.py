@@ -159,9 +159,8 @@ def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
     together, rows = loaded(chain, merged), tables.read(chain.store, again, "rows")
     targets = concept_targets(chain.profile.model, together, 1.0, ("{}",))
     assert {one.concept.modifier_token for one in targets} == TOKENS
-    for (
-        target
-    ) in targets:  # in an order that follows from the weights, which another processor trains a little differently
+    # Targets come in an order that follows from the weights, which another processor trains a little differently.
+    for target in targets:
         own = rows[rows["prompt"] == f"{target.concept.modifier_token} {target.concept.category}"]
         kept = target.features[(own["state"] == "constraint").to_numpy()]
         assert own.iloc[0]["state"] == "constraint"  # V* itself; a twin dog may share the words after it
