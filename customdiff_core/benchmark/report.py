@@ -33,7 +33,7 @@ class Measured:
 
     cell: Cell
     paper: float
-    change: float
+    change: Cell
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,20 @@ class Line:
     figures: dict[str, Measured]
     costs: dict[str, float]
     trainings: str
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A figure's change since the last night, of a row whose trainings are known to differ."""
+
+    title: str
+    metric: str
+    change: Cell
+
+    @property
+    def within(self) -> bool:
+        """Whether chance is enough to explain it."""
+        return self.change.low <= 0 <= self.change.high
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,7 @@ def render(benchmark: Artifact, protocol: Protocol, profile: Profile, store: Sto
             for metric in PAPERS
             if len(drift) and drift.loc[drift["metric"] == metric, "night"].nunique() > 1
         ],
+        noise=noise(table),
         outside=tables.records(drift[(drift["night"] == night) & drift["outside"].astype(bool)]) if len(drift) else [],
         needed=NIGHTS,
         grids=grids(whole, store),
@@ -151,7 +166,9 @@ def lines(table: pd.DataFrame, *, together: bool) -> list[Line]:
         if part:
             measured = {
                 metric: Measured(
-                    Cell(one["value"], one["low"], one["high"]), one["paper"], one["tonight"] - one["last_night"]
+                    Cell(one["value"], one["low"], one["high"]),
+                    one["paper"],
+                    Cell(one["change"], one["change_low"], one["change_high"]),
                 )
                 for metric, one in part.items()
                 if metric in METRICS
@@ -161,6 +178,19 @@ def lines(table: pd.DataFrame, *, together: bool) -> list[Line]:
             spent = {name: part[name]["value"] for name in COSTS if name in part}
             found.append(Line(row.title, row.name, measured, spent, said))
     return found
+
+
+def noise(table: pd.DataFrame) -> list[Repeated]:
+    """The figures that were measured last night too, from other training seeds."""
+    known = table[table["metric"].isin(list(METRICS)) & table["change_low"].notna()]
+    return [
+        Repeated(
+            rows.get(one["row"]).title,
+            METRICS[one["metric"]],
+            Cell(one["change"], one["change_low"], one["change_high"]),
+        )
+        for one in tables.records(known)
+    ]
 
 
 def shown(found: list[Line]) -> list[str]:

@@ -64,29 +64,33 @@ class Evidence:
 
     def figure(self, metric: str, row: str) -> Figure | None:
         """A row's mean; None where it was not measured."""
-        return self._figure(metric, [row], [1.0])
+        return self._figure(metric, [self.trainings(row)], [1.0])
 
     def difference(self, metric: str, row: str, against: str, tests: int = 1) -> Figure | None:
         """A row's mean less another's, paired by concept, prompt, seed and night; None where there is nothing common.
 
         The interval is one of `tests` that are all right with the confidence.
         """
-        return self._figure(metric, [row, against], [1.0, -1.0], tests)
+        return self._figure(metric, [self.trainings(row), self.trainings(against)], [1.0, -1.0], tests)
+
+    def change(self, metric: str, row: str, since: str) -> Figure | None:
+        """A row's mean of this night less that of an earlier one; None where they did not measure the same thing, or only once.
+
+        Trained with the same code from other seeds, the two differ by chance alone: that is the noise floor.
+        """
+        mine = self.cells[self.cells["row"] == row]
+        own, before = (mine[mine["night"] == night] for night in (self.night, since))
+        if measured(own) != measured(before) or set(own["cell"]) == set(before["cell"]):
+            return None
+        return self._figure(metric, [self._by_concept(own), self._by_concept(before)], [1.0, -1.0])
 
     def trainings(self, row: str) -> dict[str, Any]:
         """By concept, the cells of this night and those of equal settings before it, oldest first, each measured once."""
         if row not in self._trainings:
             mine = self.cells[self.cells["row"] == row]
             tonight = mine[mine["night"] == self.night].groupby("concepts", sort=False)["settings"].last()
-            equal = {
-                str(concept): mine[(mine["concepts"] == concept) & (mine["settings"] == settings)].drop_duplicates(
-                    "cell", keep="last"
-                )
-                for concept, settings in tonight.items()
-            }
-            self._trainings[row] = {
-                concept: part[[bool(self.grids(key)) for key in part["cell"]]] for concept, part in equal.items()
-            }
+            equal = mine[mine["settings"] == mine["concepts"].map(tonight)]
+            self._trainings[row] = self._by_concept(equal.drop_duplicates("cell", keep="last"))
         return self._trainings[row]
 
     def grids(self, cell: str) -> dict[str, Scores]:
@@ -97,9 +101,15 @@ class Evidence:
             self._grids[cell] = {str(metric): grid_of(part) for metric, part in parts}
         return self._grids[cell]
 
-    def _figure(self, metric: str, names: Sequence[str], signs: Sequence[float], tests: int = 1) -> Figure | None:
-        """Of the signed sum of rows, on the concepts that all have and as many trainings of each."""
-        by_row = [self.trainings(name) for name in names]
+    def _by_concept(self, cells: Any) -> dict[str, Any]:
+        """The cells of one row whose scores are still in the store."""
+        found = cells[[bool(self.grids(key)) for key in cells["cell"]]]
+        return {str(concept): part for concept, part in found.groupby("concepts", sort=False)}
+
+    def _figure(
+        self, metric: str, by_row: Sequence[dict[str, Any]], signs: Sequence[float], tests: int = 1
+    ) -> Figure | None:
+        """Of the signed sum of rows' cells by concept, on the concepts that all have and as many trainings of each."""
         common = [one for one in by_row[0] if all(one in row for row in by_row)]
         count = min((len(row[one]) for row in by_row for one in common), default=0)
         if not count:
@@ -117,7 +127,7 @@ class Evidence:
         shaped = np.reshape(scores, (len(common), count, *grids[0].shape[1:]))
         low, high = pooled_interval(_as_trainings(shaped), 1 - (1 - self.confidence) / tests)
         shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
-        return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(names) > 1), *shaped.shape)
+        return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(by_row) > 1), *shaped.shape)
 
 
 def _as_trainings(scores: Scores) -> Scores:
@@ -126,22 +136,22 @@ def _as_trainings(scores: Scores) -> Scores:
 
 
 def table(evidence: Evidence, nights: Sequence[str]) -> list[tables.Row]:
-    """Every row's figure of every metric and cost, with this night's own, the last night's, and the paper's."""
+    """Every row's figure of every metric and cost, with its change since the last night, and the paper's."""
     found: list[tables.Row] = []
     for row in rows.ROWS.values():
         for metric in (*METRICS, *COSTS):
             figure = evidence.figure(metric, row.name)
             if figure is not None:
-                own, last = _two_nights(evidence.cells, (evidence.night, _last(nights)), row.name, metric)
-                paper = row.paper.get(metric, nan)
+                change = evidence.change(metric, row.name, _last(nights))
                 found.append(
                     {
                         "row": row.name,
                         "metric": metric,
                         **vars(figure),
-                        "tonight": own,
-                        "last_night": last,
-                        "paper": paper,
+                        "change": change.value if change else nan,
+                        "change_low": change.low if change and change.says else nan,
+                        "change_high": change.high if change and change.says else nan,
+                        "paper": row.paper.get(metric, nan),
                     }
                 )
     return found
@@ -160,10 +170,3 @@ def differences(evidence: Evidence) -> Iterator[tables.Row]:
 
 def _last(nights: Sequence[str]) -> str:
     return nights[-2] if len(nights) > 1 else ""
-
-
-def _two_nights(cells: Any, nights: tuple[str, str], row: str, metric: str) -> tuple[float, float]:
-    """The means of a night's cells and of the last night's; the last is NaN where it measured something else."""
-    own, last = (cells[(cells["night"] == night) & (cells["row"] == row)] for night in nights)
-    same = measured(own) == measured(last)
-    return float(own[metric].mean()), float(last[metric].mean()) if same else nan

@@ -103,8 +103,10 @@ def test_nights_of_equal_settings_are_further_trainings(store: Store, night: Nig
     found = table.loc[("joint", "text_alignment")]
     assert (found["trainings"], found["concepts"]) == (3, 2)
     assert table.loc[("base", "text_alignment"), "trainings"] == 1  # the same cell every night
-    assert not isnan(found["last_night"])
-    assert isnan(single.loc[("joint", "text_alignment"), "last_night"])
+    assert found["change_low"] < 0 < found["change_high"]
+    assert found["change_low"] < found["change"] < found["change_high"]
+    assert isnan(single.loc[("joint", "text_alignment"), "change"])
+    assert isnan(table.loc[("base", "text_alignment"), "change"])  # nothing was trained anew
     changed = night(NIGHT + timedelta(days=3), levels={("base", "kid"): 7.0})
     assert (
         read(store, changed, "table").set_index(["row", "metric"]).loc[("joint", "text_alignment")]["trainings"] == 1
@@ -118,7 +120,7 @@ def test_nights_of_other_judges_are_not_compared(store: Store, night: Night) -> 
     assert set(read(store, other, "drift")["night"]) == {"2026-03-05"}
     assert outside(other, NIGHT + timedelta(days=4), store) == []
     table = read(store, other, "table").set_index(["row", "metric"])
-    assert isnan(table.loc[("custom-diffusion", "text_alignment"), "last_night"])
+    assert isnan(table.loc[("custom-diffusion", "text_alignment"), "change"])
 
 
 def test_the_same_method_with_other_seeds_differs_within_the_intervals(store: Store, night: Night) -> None:
@@ -173,7 +175,7 @@ def test_nights_that_measured_something_else_are_no_chart_and_no_change(store: S
     other = night(day, levels={("joint", "text_alignment"): -4.0}, terms="fewer steps")
     assert outside(other, day, store) == []
     assert set(read(store, other, "drift")["night"]) == {day.isoformat()}
-    assert read(store, other, "table")["last_night"].isna().all()
+    assert read(store, other, "table")["change"].isna().all()
 
 
 def test_what_no_training_changes_is_not_charted(store: Store, night: Night) -> None:
