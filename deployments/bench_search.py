@@ -153,8 +153,8 @@ def recall(found: list[list[int]], true: list[set[int]]) -> float:
 
 
 def measure(folder: Path, count: int, *, backend: bool = True) -> tuple[Table, dict[str, Any]]:
-    """Build what is missing, search, and lay the figures out."""
-    embeddings, index = folder / "embeddings", folder / "index"
+    """Build what is missing, search, and lay the figures out; every size has a folder of its own."""
+    embeddings, index = (folder / f"{count}" / name for name in ("embeddings", "index"))
     build_s = 0.0
     if not index.exists():
         make_embeddings(embeddings, count)
