@@ -103,7 +103,7 @@ class Evidence:
 
     def _by_concept(self, cells: Any) -> dict[str, Any]:
         """The cells of one row whose scores are still in the store."""
-        found = cells[[bool(self.grids(key)) for key in cells["cell"]]]
+        found = cells[cells["cell"].isin([key for key in cells["cell"] if self.grids(key)])]
         return {str(concept): part for concept, part in found.groupby("concepts", sort=False)}
 
     def _figure(

@@ -148,6 +148,11 @@ def test_a_failed_cell_leaves_the_rest_and_says_why(store: Store, night: Night) 
     assert failed(one, NIGHT, store) == [f"custom-diffusion, cat, seed 2026030100: {lost['error'].iloc[0]}"]
 
 
+def test_a_row_that_was_not_asked_for_is_left_out(store: Store, night: Night) -> None:
+    table = read(store, night(protocol=PROTOCOL.model_copy(update={"rows": ("base", "joint")})), "table")
+    assert set(table["row"]) == {"base", "joint"}
+
+
 def test_a_night_without_any_cell_is_refused(store: Store, night: Night) -> None:
     protocol = PROTOCOL.model_copy(update={"rows": ("joint",), "concepts": (), "together": PROTOCOL.together[:1]})
     with pytest.raises(
