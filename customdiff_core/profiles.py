@@ -24,6 +24,7 @@ from customdiff_core.config import (
 )
 from customdiff_core.errors import ConfigError, did_you_mean
 from customdiff_core.finetuning import methods
+from customdiff_core.processor import native_precision
 from customdiff_core.settings import Settings
 
 
@@ -142,7 +143,8 @@ def openmoji() -> Profile:
     """The embedded world: a 12 M parameter Stable Diffusion for 64 px drawings."""
     models = Settings().data / "models" / "openmoji"
     clip, judge = (EncoderSource(model=name, path=models / name) for name in ("openmoji-clip", "openmoji-judge"))
-    sample = SampleConfig(sampler="dpm-solver++", steps=20, guidance_scale=5, batch_size=32)
+    precision = native_precision()
+    sample = SampleConfig(sampler="dpm-solver++", steps=20, guidance_scale=5, batch_size=32, precision=precision)
     return Profile(
         name="openmoji",
         model=ModelSource(path=models / "openmoji-sd"),
@@ -163,6 +165,7 @@ def openmoji() -> Profile:
             batch_size=8,
             prior_weight=2.0,
             ema_decay=0.98,
+            precision=precision,
             preview_prompts=("photo of a {}", "a {} on a red background", "a {} and a rocket"),
         ),
         methods={

@@ -20,7 +20,7 @@ from customdiff_core import delta as deltas
 from customdiff_core import images, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.config import Runtime, SampleConfig
-from customdiff_core.devices import resolve_device
+from customdiff_core.devices import autocast, resolve_device
 from customdiff_core.finetuning.components import Components, Condition, Network, Schedule, load_components, load_vae
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
@@ -65,7 +65,9 @@ def sample_latents(
     both = Condition.cat([empty.take(torch.zeros(len(noise_names), dtype=torch.long)), condition])
     for step in sampler.timesteps:
         scaled = sampler.scale_model_input(latents, step)
-        free, guided = components.predict(torch.cat([scaled, scaled]), step.to(device), both).chunk(2)
+        with autocast(device, config.precision):
+            predicted = components.predict(torch.cat([scaled, scaled]), step.to(device), both)
+        free, guided = predicted.float().chunk(2)
         prediction = free + config.guidance_scale * (guided - free)
         extra = (
             {"eta": config.eta, "variance_noise": _step_noise(generators, shape, device)}

@@ -62,7 +62,7 @@ def clip(
         model = build(shape)
         if start:
             model.load_state_dict(load_file(store.path(start) / WEIGHTS))
-        ids = torch.stack([token_ids(tokenizer, said) for said in (seen.captions, seen.short_captions)])
+        ids = caption_ids(tokenizer, seen)
         loss = Contrast(model, seen, ids, config)
         scratch = store.scratch(recipe.kind, recipe.key)
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
@@ -83,8 +83,8 @@ class Contrast(nn.Module):
     Args:
         model: open_clip's CLIP.
         seen: the scenes.
-        ids: (2, N, L) the tokens of their captions and of their short captions; each family of a batch is told by either.
-        config: batch size, noise and seed.
+        ids: (4, N, L) of `caption_ids`; each family of a batch is told by one of them.
+        config: batch size, share of families told without colours, noise and seed.
     """
 
     def __init__(self, model: Any, seen: Corpus, ids: Tensor, config: ClipConfig) -> None:
@@ -98,12 +98,13 @@ class Contrast(nn.Module):
         rng = numpy_rng("clip batch", self.config.seed, step)
         families = rng.choice(self.ids.shape[1] // FAMILY, self.config.batch_size // FAMILY, replace=False)
         rows = (FAMILY * np.sort(families)[:, None] + np.arange(FAMILY)).ravel()
-        short = np.repeat(rng.integers(2, size=len(families)), FAMILY)
+        short, uncoloured = rng.integers(2, size=len(families)), rng.random(len(families)) < self.config.uncoloured
+        said = np.repeat(short + 2 * uncoloured, FAMILY)
         device = self.model.logit_scale.device
         pictures = as_tensor(self.seen.pictures[rows])
         if self.config.noise:
             pictures = _spoiled(pictures, self.config, step)
-        ids = self.ids[torch.from_numpy(short), torch.from_numpy(rows)]
+        ids = self.ids[torch.from_numpy(said), torch.from_numpy(rows)]
         shown = [one[torch.from_numpy(rows)].to(device) for one in self.shown]
         return self(normalized(pictures).to(device), ids.to(device), shown)
 
@@ -158,6 +159,12 @@ def as_tensor(pictures: Pictures) -> Tensor:
 def normalized(pictures: Tensor) -> Tensor:
     """CLIP's input: mean and deviation of its own pictures."""
     return (pictures - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+
+
+def caption_ids(tokenizer: Any, seen: Corpus) -> Tensor:
+    """(4, N, L) tokens: captions and short captions, and both without their things' colours."""
+    said = (seen.captions, seen.short_captions, seen.uncoloured_captions, seen.shortest_captions)
+    return torch.stack([token_ids(tokenizer, one) for one in said])
 
 
 def token_ids(tokenizer: Any, captions: list[str]) -> Tensor:

@@ -47,6 +47,9 @@ class ClipConfig(TrainConfig):
     vision_width: int = Field(default=20, description="of CLIP's own")
     vision_layers: int = Field(default=1, description="bottlenecks in each of its four stages")
     naming: float = Field(default=1.0, ge=0, description="weight of naming categories and colours beside the contrast")
+    uncoloured: float = Field(
+        default=0.0, ge=0, le=1, description="share of families told without their things' colours: a cat of any is a cat"
+    )
     noise: float = Field(default=0.0, ge=0, description="largest deviation of noise on the pictures, of 0..1")
 
 
@@ -113,6 +116,7 @@ class PretrainConfig(Frozen):
         text_layers=3,
         text_heads=4,
         embed_dim=160,
+        uncoloured=0.5,
         noise=0.08,
     )
     dino: DinoConfig = DinoConfig(steps=600, batch_size=64, learning_rate=1e-3, weight_decay=0.04, seed=2)

@@ -19,18 +19,22 @@ from customdiff_core.world.drawings import Drawing, load_drawings
 from customdiff_core.world.scenes import Deck, Scene, relatives, render_scene, sample_scenes
 
 FAMILY = 8  # rows: a scene and seven relatives
+CAPTIONS = ("caption", "short_caption", "uncoloured_caption", "shortest_caption")
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; each FAMILY rows are relatives.
 
-    `short_captions` name the things and their colours alone, `categories` and `colours` are what is in them.
+    `short_captions` name the things and their colours alone; both are there without the things' colours too. `categories` and
+    `colours` are what is in them.
     """
 
     pictures: NDArray[np.uint8]
     captions: list[str]
     short_captions: list[str]
+    uncoloured_captions: list[str]
+    shortest_captions: list[str]
     categories: list[tuple[str, ...]]
     colours: list[tuple[str, ...]]
 
@@ -44,7 +48,7 @@ def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) ->
 
     Returns:
         A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (columns
-        caption, short_caption, categories, colours).
+        caption, short_caption, uncoloured_caption, shortest_caption, categories, colours).
     """
 
     def produce(folder: Path) -> int:
@@ -63,7 +67,7 @@ def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     said = pd.read_parquet(folder / f"{split}.parquet")
     pictures = np.load(folder / f"{split}.npy", mmap_mode="r")
     things = [[tuple(row) for row in said[name]] for name in ("categories", "colours")]
-    return Corpus(pictures, said["caption"].tolist(), said["short_caption"].tolist(), *things)
+    return Corpus(pictures, *(said[name].tolist() for name in CAPTIONS), *things)
 
 
 def families(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
@@ -87,8 +91,7 @@ def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress
 def _told(scene: Scene) -> Row:
     """All that is known of a picture in words."""
     return {
-        "caption": scene.caption,
-        "short_caption": scene.short_caption,
+        **{name: getattr(scene, name) for name in CAPTIONS},
         "categories": [thing.drawing.category for thing in scene.things],
         "colours": [] if scene.black_and_white else [colour for thing in scene.things for colour in thing.paint],
     }

@@ -92,11 +92,21 @@ class Scene:
         return _caption(self)
 
     @property
+    def uncoloured_caption(self) -> str:
+        """The same without its things' colours: "a cat on a blue background"."""
+        return _caption(self, coloured=False)
+
+    @property
     def short_caption(self) -> str:
         """Its things and their colours, and nothing else: "a teal cat and a dog"."""
         return " and ".join(
             called(() if self.black_and_white else thing.paint, thing.drawing.category) for thing in self.things
         )
+
+    @property
+    def shortest_caption(self) -> str:
+        """Its things alone: "a cat and a dog"."""
+        return " and ".join(called((), thing.drawing.category) for thing in self.things)
 
 
 def called(paint: Sequence[str], category: str) -> str:
@@ -336,11 +346,11 @@ def _side_by_side(first: Drawing, second: Drawing, setting: str, rng: np.random.
     return place(first, 0.26), place(second, 0.74)
 
 
-def _caption(scene: Scene) -> str:
+def _caption(scene: Scene, *, coloured: bool = True) -> str:
     """Word the scene; its seed chooses between wordings, so that relatives are worded alike."""
     rng = numpy_rng("caption", scene.seed)
     medium, joint, named, said = rng.choice(4, p=MEDIA_ODDS), rng.random(), rng.random(2), rng.random()
-    names = [_name(thing, chance, scene) for thing, chance in zip(scene.things, named, strict=False)]
+    names = [_name(thing, chance if coloured else 1, scene) for thing, chance in zip(scene.things, named, strict=False)]
     what = (" and " if joint < 0.7 else " next to ").join(with_article(name) for name in names)
     styles = [
         scene.size,

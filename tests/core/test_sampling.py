@@ -50,6 +50,13 @@ def test_an_image_depends_on_its_number_and_seed_and_not_on_its_company(model):
     assert np.abs(drawn(model, PROMPTS[:1], (1,)) - drawn(model)[1]).max() <= 2
 
 
+def test_bf16_draws_the_same_images_nearly(model):
+    narrow = drawn(model, config=QUICK.model_copy(update={"precision": "bf16"}))
+    whole = drawn(model)
+    assert not np.array_equal(narrow, whole)
+    assert np.abs(narrow - whole).mean() < 0.1 * np.abs(whole - drawn(model, seeds=(2, 3))).mean()
+
+
 def test_images_come_prompt_by_prompt_and_progress_counts_them(model):
     said: list[tuple[int, int]] = []
     config = QUICK.model_copy(update={"batch_size": 4})

@@ -72,7 +72,7 @@ def model(parts: Parts) -> Artifact:
 
 def contrast(parts: Parts, naming: float) -> clips.Contrast:
     seen, words = corpus.load(parts.store, parts.scenes, "training"), tokenizer.load(parts.store, parts.words)
-    ids = torch.stack([clips.token_ids(words, said) for said in (seen.captions, seen.short_captions)])
+    ids = clips.caption_ids(words, seen)
     config = SMOKE.clip.model_copy(update={"naming": naming})
     return clips.Contrast(clips.load(parts.store, parts.clip), seen, ids, config)
 
