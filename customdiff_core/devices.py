@@ -1,5 +1,7 @@
 """Where tensors live and how wide they are: CPU, CUDA and MPS."""
 
+import ctypes
+import gc
 from contextlib import AbstractContextManager, nullcontext
 
 import psutil
@@ -40,9 +42,12 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Begin to measure what a GPU has allocated at most: what ran before in this process does not count."""
+    """Begin to measure memory: what ran before in this process, and was freed, does not count."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed
+        trim(0)
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -413,7 +413,12 @@ def benchmark(
         },
         code=fingerprint("customdiff_core.benchmark.tabulate"),
         versions=versions("scipy", "pandas", "numpy"),
-        labels={"protocol": protocol.name, "night": night.isoformat(), "profile": profile.name},
+        labels={
+            "protocol": protocol.name,
+            "stated": protocol.stated,
+            "night": night.isoformat(),
+            "profile": profile.name,
+        },
     )
 
 

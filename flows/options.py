@@ -31,6 +31,7 @@ from customdiff_core.config import (
 from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
+from customdiff_core.recipes import digest_of
 
 Config = TypeVar("Config", bound=Frozen)
 
@@ -201,8 +202,14 @@ class BenchmarkOptions(MeasureOptions):
     verdicts: bool | None = Field(default=None, description="say which claims hold")
 
     def resolve(self, name: str, profile: Profile) -> Protocol:
-        """The protocol of data/protocols with what is stated; the night's history is that of its name."""
-        return checked(_stated(self, load_protocol(name), profile))
+        """The protocol of data/protocols with what is stated; a night of which something is stated has its own history.
+
+        Raises:
+            ConfigError: for an unknown protocol, or what does not fit together.
+        """
+        chosen = checked(_stated(self, load_protocol(name), profile))
+        changes = self.model_dump(mode="json", exclude_defaults=True)
+        return chosen.model_copy(update={"stated": digest_of(changes)[:12]}) if changes else chosen
 
 
 class SearchOptions(MeasureOptions):

@@ -56,9 +56,7 @@ def pretrain(
     folder = store().path(model)
     models = {"openmoji": ModelSource(path=folder / "openmoji-sd")} | models
     judge = EncoderSource(model="openmoji-judge", path=folder / "openmoji-judge")
-    sample = SampleConfig(
-        steps=25, guidance_scale=config.guidance_scale, batch_size=32, precision=native_precision()
-    )
+    sample = SampleConfig(steps=25, guidance_scale=config.guidance_scale, batch_size=32, precision=native_precision())
     figures = part.validate(models, judge, sample, config.validation, runtime)
     publish.pretrained(model, figures)
     return model

@@ -91,7 +91,7 @@ def before(protocol: Protocol, night: date) -> Artifact | None:
     """The benchmark of the night before."""
     from customdiff_core.benchmark.history import previous
 
-    return previous(protocol.name, night, store())
+    return previous(protocol, night, store())
 
 
 def announce(benchmark: Artifact, protocol: Protocol, night: date) -> None:

@@ -11,6 +11,7 @@ from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.benchmark.rows import Row
 from customdiff_core.config import FinetuneConfig, Frozen
 from customdiff_core.profiles import Profile
+from customdiff_core.seeding import seed_of
 
 
 class Cell(Frozen):
@@ -44,6 +45,15 @@ class Cell(Frozen):
 def training_seeds(night: date, count: int) -> tuple[int, ...]:
     """The training seeds of a night: of another night others, so that a night measures instead of finding the cache."""
     return tuple(int(f"{night:%Y%m%d}{number:02d}") for number in range(count))
+
+
+def training_seed(seed: int, first: str) -> int:
+    """The seed of a cell's training whose first concept is this one.
+
+    Trainings of different concepts share no draw, so that an interval may take them as independent; in every row a concept
+    has the same, so that a part of a merge is the training of that concept alone.
+    """
+    return seed_of("training", seed, first) % 2**31
 
 
 def plan(protocol: Protocol, night: date) -> tuple[Cell, ...]:

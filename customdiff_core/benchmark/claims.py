@@ -74,7 +74,7 @@ CLAIMS = (
     ),
     Claim(
         "all-weights",
-        "Training the whole network gives no better likeness than keys and values alone.",
+        "Keys and values alone give a better likeness than training the whole network.",
         _better("image_alignment_training", "custom-diffusion", "fine-tune-all"),
     ),
     Claim(

@@ -10,6 +10,7 @@ from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.outcomes import Outcome
+from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.recipes import Recipe, digest_of
 
 KIND = "benchmark"
@@ -30,9 +31,13 @@ COSTS = ("seconds", "memory", "bytes", "trained_share")  # of a customized model
 LOWER_IS_BETTER = frozenset({"kid"})
 
 
-def previous(protocol: str, night: date, store: Store) -> Artifact | None:
-    """The benchmark of the newest night before this one; of a night that was run again, the last."""
-    found = [one for one in store.manifests(KIND) if one.recipe.labels.get("protocol") == protocol]
+def previous(protocol: Protocol, night: date, store: Store) -> Artifact | None:
+    """The benchmark of the newest night before this one; of a night that was run again, the last.
+
+    Nights of which something was stated beside the protocol are none of its history, nor the protocol's of theirs.
+    """
+    labels = {"protocol": protocol.name, "stated": protocol.stated}
+    found = [one for one in store.manifests(KIND) if labels.items() <= one.recipe.labels.items()]
     earlier = [one for one in found if one.recipe.labels["night"] < night.isoformat()]
     return store.first_whole(sorted(earlier, key=lambda one: (one.recipe.labels["night"], one.created), reverse=True))
 

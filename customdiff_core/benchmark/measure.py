@@ -5,7 +5,7 @@ The same prompts and noise are drawn by every row, so that rows can be compared 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from customdiff_core import concepts as concept_files
 from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.cells import Cell, training_seed
 from customdiff_core.benchmark.costs import costs
 from customdiff_core.benchmark.history import COSTS
 from customdiff_core.benchmark.protocol import Protocol
@@ -88,11 +88,11 @@ def measure(
     return store.make(stages.cell(cell, protocol, index, profile, store), produce, volatile=("costs.parquet",))
 
 
-def training(cell: Cell, protocol: Protocol, profile: Profile) -> FinetuneConfig:
-    """The settings of a cell's trainings, with its seed and its share of the steps."""
+def training(cell: Cell, protocol: Protocol, profile: Profile, first: str) -> FinetuneConfig:
+    """The settings of that of a cell's trainings which begins with this concept, with its seed and share of the steps."""
     config = cell.training(profile)
     steps = max(1, round(config.steps * cell.share * protocol.share))
-    changed: dict[str, object] = {"steps": steps, "seed": cell.seed}
+    changed: dict[str, object] = {"steps": steps, "seed": training_seed(cell.seed, first)}
     if not cell.what.regularized:  # an ablation changes nothing else: the rates stay as with regularization
         rates = methods.get(config.method).rates(config)
         changed |= {"prior_weight": 0.0, "learning_rate": rates[0], "modifier_learning_rate": rates[1]}
@@ -126,12 +126,14 @@ class Work:
     def delta(self) -> Artifact | None:
         """The customized model; None for the base model's row."""
         names, way, row = self.cell.concepts, self.cell.what.way, self.cell.what
-        config = training(self.cell, self.protocol, self.profile)
+        config = partial(training, self.cell, self.protocol, self.profile)
         if way == "base":
             return None
         if way in ("alone", "joint", "sequential"):
-            return self.pipeline.train(names, config, sequential=way == "sequential", regularized=row.regularized)
-        parts = tuple(self.pipeline.train([name], config) for name in names)
+            return self.pipeline.train(
+                names, config(names[0]), sequential=way == "sequential", regularized=row.regularized
+            )
+        parts = tuple(self.pipeline.train([name], config(name)) for name in names)
         if way == "apart":
             return join(parts, self.profile, store=self.store)
         strengths, index = (1.0,) * len(parts), self.pipeline.index()

@@ -53,6 +53,9 @@ class Protocol(Frozen):
     )
     curve_seeds: int = Field(default=2, ge=1, description="images a prompt there")
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    stated: str = Field(
+        default="", description="names what a run changed, whose nights are a history of their own; empty: nothing"
+    )
     verdicts: bool = Field(default=True, description="say which claims hold; not where trainings are too short for it")
 
     def evaluation(self, profile: Profile, *, on_curve: bool = False) -> EvaluateConfig:

@@ -71,7 +71,7 @@ class Evidence:
 
         The interval is one of `tests` that are all right with the confidence.
         """
-        return self._figure(metric, [self.trainings(row), self.trainings(against)], [1.0, -1.0], tests)
+        return self._figure(metric, _paired(self.trainings(row), self.trainings(against)), [1.0, -1.0], tests)
 
     def change(self, metric: str, row: str, since: str) -> Figure | None:
         """A row's mean of this night less that of an earlier one; None where they did not measure the same thing, or only once.
@@ -128,6 +128,16 @@ class Evidence:
         low, high = pooled_interval(_as_trainings(shaped), 1 - (1 - self.confidence) / tests)
         shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
         return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(by_row) > 1), *shaped.shape)
+
+
+def _paired(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of two rows that were measured in one night with one seed, by concept and in one order."""
+    key = ["night", "seed"]
+    common = [concept for concept in one if concept in other]
+    return [
+        {concept: mine[concept].merge(its[concept][key], on=key).sort_values(key) for concept in common}
+        for mine, its in ((one, other), (other, one))
+    ]
 
 
 def _as_trainings(scores: Scores) -> Scores:

@@ -56,7 +56,7 @@ def table(
 def _night(name: str, store: Store) -> str:
     from customdiff_core.benchmark.report import markdown, night_of
 
-    newest = store.newest("benchmark", protocol=name)
+    newest = store.newest("benchmark", protocol=name, stated="")
     return f"Night of {night_of(newest, store)}, protocol `{name}`:\n\n{markdown(newest, store)}"
 
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from customdiff_core.config import Precision
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import ModelSource
 from customdiff_core.weights import encoder_names, model_digest, model_folder, pipeline_config
@@ -22,6 +24,8 @@ from customdiff_core.weights import encoder_names, model_digest, model_folder, p
 # diffusers annotates configs as dicts, results as tuples and `.to` as taking none: its objects are untyped here.
 Network = Any
 Schedule = Any
+
+SMALL_MAP = 1024  # positions of a latent up to which plain attention's maps are no burden
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,15 @@ def load_components(source: ModelSource) -> Components:
         pixels_per_latent=2 ** (len(vae_config["block_out_channels"]) - 1),
         zero_when_empty=len(encoders) == 2 and bool(pipeline_config(folder).get("force_zeros_for_empty_prompt", True)),
     )
+
+
+def attend_plainly(unet: Network, precision: Precision, positions: int) -> None:
+    """Train with plain attention where that is quicker: on a CPU in bf16, whose fused kernel is slow backwards.
+
+    It keeps its maps, which are as large as the square of `positions` (of a latent, h x w): only small ones are worth it.
+    """
+    if unet.device.type == "cpu" and precision == "bf16" and positions <= SMALL_MAP:
+        unet.set_attn_processor(AttnProcessor())
 
 
 def load_encoders(source: ModelSource) -> tuple[TextEncoder, ...]:

@@ -25,6 +25,7 @@ from customdiff_core.finetuning.components import (
     Components,
     Condition,
     Network,
+    attend_plainly,
     latent_scale,
     load_components,
     load_unet_weights,
@@ -136,7 +137,9 @@ def make_trainer(
     if runtime.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
     components.to(resolve_device(runtime.device))
-    return Trainer(components, make_examples(components, training_sets, profile, config, store), rows, weights, config)
+    examples = make_examples(components, training_sets, profile, config, store)
+    attend_plainly(components.unet, config.precision, max(one.mask.numel() for one in examples.latents))
+    return Trainer(components, examples, rows, weights, config)
 
 
 def make_examples(

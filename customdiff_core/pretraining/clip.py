@@ -117,7 +117,7 @@ class Contrast(nn.Module):
         )
         images = F.normalize(seen, dim=-1)
         texts = F.normalize(text_features(self.model, ids).float(), dim=-1)
-        logits = self.model.logit_scale.exp().clamp(max=100) * images @ texts.T
+        logits = self.model.logit_scale.exp().clamp(max=self.config.largest_scale) * images @ texts.T
         same = (ids[:, None] == ids[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
         return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) + self.config.naming * named

@@ -48,9 +48,15 @@ class ClipConfig(TrainConfig):
     vision_layers: int = Field(default=1, description="bottlenecks in each of its four stages")
     naming: float = Field(default=1.0, ge=0, description="weight of naming categories and colours beside the contrast")
     uncoloured: float = Field(
-        default=0.0, ge=0, le=1, description="share of families told without their things' colours: a cat of any is a cat"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of families told without their things' colours: a cat of any is a cat",
     )
     noise: float = Field(default=0.0, ge=0, description="largest deviation of noise on the pictures, of 0..1")
+    largest_scale: float = Field(
+        default=100.0, gt=1, description="of the logits (CLIP's 100); the lower, the farther its cosines must lie apart"
+    )
 
 
 class VaeConfig(TrainConfig):
@@ -117,6 +123,7 @@ class PretrainConfig(Frozen):
         text_heads=4,
         embed_dim=160,
         uncoloured=0.5,
+        largest_scale=16,
         noise=0.08,
     )
     dino: DinoConfig = DinoConfig(steps=600, batch_size=64, learning_rate=1e-3, weight_decay=0.04, seed=2)

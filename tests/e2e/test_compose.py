@@ -14,11 +14,11 @@ from .conftest import Stack
 pytestmark = pytest.mark.e2e
 CUSTOMDIFF = (sys.executable, "-m", "deployments.cli")
 PAIR = {
-    "train": {"steps": 5},
+    "train": {"steps": 5, "batch_size": 2},
     "evaluate": {
         "prompts": ["a {0} and a {1}", "a {1} and a {0} on a red background"],
         "seeds": 2,
-        "sample": {"steps": 8, "guidance_scale": 4},
+        "sample": {"steps": 4, "guidance_scale": 4},
     },
 }
 

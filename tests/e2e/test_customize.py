@@ -15,7 +15,7 @@ from customdiff_core.finetuning.finetune import finetune
 from .conftest import BRIEF, SMALL, Stack, until
 
 pytestmark = pytest.mark.e2e
-KILLED = {"steps": 120, "seed": 7}
+KILLED = {"steps": 120, "seed": 7, "batch_size": 2}
 STAGES = {"build-index", "retrieve", "augment", "finetune", "evaluate", "report"}
 
 
@@ -60,7 +60,7 @@ def test_a_changed_prompt_reruns_evaluate_and_report_only(stack: Stack, first_ru
 
 
 def test_a_changed_learning_rate_keeps_retrieve_and_augment(stack: Stack, first_run: dict[str, Any]) -> None:
-    train = SMALL["train"] | {"steps": 4, "learning_rate": 3e-4}
+    train = BRIEF["train"] | {"learning_rate": 3e-4}
     states = stack.task_states(stack.run("customize/cat", **(SMALL | {"train": train}))["id"])
     assert states == dict.fromkeys(STAGES, "Completed") | dict.fromkeys(
         ("build-index", "retrieve", "augment"), "Cached"

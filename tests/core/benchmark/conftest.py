@@ -61,8 +61,12 @@ def tabulated(
     protocol: Protocol = PROTOCOL,
     judge: str = "",
     terms: str = "",
+    shift: float = 0,
 ) -> Artifact:
-    """Tabulate a night: `levels` are the true means by (row, metric), `failing` the rows of which the first cell failed."""
+    """Tabulate a night: `levels` are the true means by (row, metric), `failing` the rows of which the first cell failed.
+
+    `shift` is on every score of the night.
+    """
     outcomes: list[Outcome] = []
     failed: set[str] = set()
     for cell in plan(protocol, when):
@@ -70,13 +74,13 @@ def tabulated(
             failed.add(cell.row)
             outcomes.append(Outcome(cell=cell, error=f"TrainingError: {EVIL}"))
         else:
-            outcomes.append(Outcome(cell=cell, made=_cell(store, cell, levels or {}, 0.01, judge, terms)))
-    before = previous(protocol.name, when, store)
+            outcomes.append(Outcome(cell=cell, made=_cell(store, cell, levels or {}, 0.01, judge, terms, shift)))
+    before = previous(protocol, when, store)
     return tabulate(tuple(outcomes), protocol, when, before, profile, store=store)
 
 
 def _cell(
-    store: Store, cell: Cell, levels: dict[tuple[str, str], float], spread: float, judge: str, terms: str
+    store: Store, cell: Cell, levels: dict[tuple[str, str], float], spread: float, judge: str, terms: str, shift: float
 ) -> Artifact:
     """Scores around a level: the same prompts and seeds of a concept move every row alike, its training moves it apart."""
     together = len(cell.concepts) > 1
@@ -87,9 +91,8 @@ def _cell(
     common = shared.normal(0, 0.3, (PROMPTS, SEEDS))
     scores: list[dict[str, Any]] = []
     for metric in metrics:
-        grid = (
-            levels.get((cell.row, metric), 0.5) + common + own.normal(0, spread) + own.normal(0, spread, common.shape)
-        )
+        level = levels.get((cell.row, metric), 0.5) + shift
+        grid = level + common + own.normal(0, spread) + own.normal(0, spread, common.shape)
         scores += [
             {"metric": metric, "prompt_id": p, "seed": s, "value": grid[p, s]}
             for p in range(PROMPTS)

@@ -37,9 +37,24 @@ def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night) 
     night()
     second = night(NIGHT + timedelta(days=1))
     assert night(NIGHT + timedelta(days=1)) == second
-    assert previous("handmade", NIGHT + timedelta(days=1), store) == night()
-    assert previous("handmade", NIGHT, store) is None
-    assert previous("other", NIGHT + timedelta(days=9), store) is None
+    assert previous(PROTOCOL, NIGHT + timedelta(days=1), store) == night()
+    assert previous(PROTOCOL, NIGHT, store) is None
+    assert previous(PROTOCOL.model_copy(update={"name": "other"}), NIGHT + timedelta(days=9), store) is None
+
+
+def test_a_night_of_something_else_takes_no_cell_from_the_history(store: Store, night: Night) -> None:
+    whole = night()
+    night(protocol=PROTOCOL.model_copy(update={"rows": ("base",), "stated": "rows"}))  # at noon, to try something
+    assert previous(PROTOCOL, NIGHT + timedelta(days=1), store) == whole
+
+
+def test_rows_are_paired_by_night_where_one_of_them_missed_one(store: Store, night: Night) -> None:
+    for number, (shift, failing) in enumerate([(0, ()), (9, ()), (0, ("joint",)), (0, ())]):
+        one = night(NIGHT + timedelta(days=number), shift=shift, failing=failing)
+    found = read(store, one, "differences").set_index(["metric", "row", "against"])
+    both = found.loc[("text_alignment", "merged", "joint")]
+    assert both["trainings"] == 3
+    assert both["high"] - both["low"] < 0.5  # one night was far from all others, in both rows alike
 
 
 def test_intervals_say_what_is_real_and_what_is_not(store: Store, night: Night) -> None:
@@ -195,7 +210,7 @@ def test_what_no_training_changes_is_not_charted(store: Store, night: Night) -> 
 def test_a_damaged_night_hides_none_before_it(store: Store, night: Night) -> None:
     first, second = night(), night(NIGHT + timedelta(days=1))
     (store.path(second) / "table.parquet").unlink()
-    assert previous(PROTOCOL.name, NIGHT + timedelta(days=2), store) == first
+    assert previous(PROTOCOL, NIGHT + timedelta(days=2), store) == first
 
 
 def test_the_limits_raise_a_false_alarm_as_seldom_as_they_say() -> None:

@@ -121,14 +121,21 @@ def test_every_row_of_the_table_that_learns_knows_its_words(chain, profile: Prof
 
 def test_the_ablation_changes_nothing_but_the_regularization(profile: Profile) -> None:
     plain, without = (
-        training(Cell(row=row, concepts=("cat",), seed=3), PROTOCOL, profile)
+        training(Cell(row=row, concepts=("cat",), seed=3), PROTOCOL, profile, "cat")
         for row in ("custom-diffusion", "unregularized")
     )
     changed = {name for name, value in plain if getattr(without, name) != value}
     assert changed == {"prior_weight"}
     assert without.prior_weight == 0
     assert plain.steps == round(profile.finetune.steps * PROTOCOL.share)
-    assert plain.seed == 3
+
+
+def test_trainings_of_different_concepts_share_no_draw_and_parts_of_a_merge_are_trained_alone(profile: Profile) -> None:
+    alone, merged = (Cell(row=row, concepts=("cat",), seed=3) for row in ("custom-diffusion", "merged"))
+    seeds = {name: training(alone, PROTOCOL, profile, name).seed for name in ("cat", "dog")}
+    assert seeds["cat"] != seeds["dog"]
+    assert training(merged, PROTOCOL, profile, "dog") == training(alone, PROTOCOL, profile, "dog")
+    assert training(alone.model_copy(update={"seed": 4}), PROTOCOL, profile, "cat").seed != seeds["cat"]
 
 
 def test_costs_are_counted_with_everything_that_a_model_was_made_from(chain, profile: Profile) -> None:

@@ -92,7 +92,7 @@ def test_a_row_that_learns_no_single_concept_is_refused(tmp_path: Path) -> None:
 
 def test_a_trial_trains_with_what_it_changes_and_is_a_cell_of_its_own(openmoji: Profile, store: Store) -> None:
     cells = [Cell(row="custom-diffusion", concepts=("cat",), seed=1, change=change) for change in ({}, {"steps": 7})]
-    usual, changed = (training(cell, SEARCH.protocol, openmoji) for cell in cells)
+    usual, changed = (training(cell, SEARCH.protocol, openmoji, "cat") for cell in cells)
     assert (usual.steps, changed.steps) == (openmoji.finetune.steps, 7)
     assert changed.model_copy(update={"steps": usual.steps}) == usual
     index = made(store, cells[0])
