@@ -192,6 +192,16 @@ class Store:
             full = sum(file.size for file in manifest.files) < FULL_HASH_LIMIT
         return [problem for file in manifest.files if (problem := _problem(folder / file.name, file, full))]
 
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact; never is half of one left under its name."""
+        folder = self.path(artifact)
+        aside = folder.with_name(f".{artifact.key}.{time.time_ns()}.tmp")
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:  # another process was first
+            return
+        shutil.rmtree(aside, ignore_errors=True)
+
     def _seal(self, folder: Path, recipe: Recipe, rows: int, seconds: float, volatile: tuple[str, ...]) -> Manifest:
         """Hash and sync the files, then write the manifest: from here on the artifact is complete."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -50,6 +50,7 @@ def benchmark(
     page = tasks.benchmark.report(table, chosen, profile)
     publish.benchmarked(table, page, chosen)
     tasks.benchmark.announce(table, chosen, when)
+    tasks.benchmark.tidy(table, chosen)
     return table
 
 

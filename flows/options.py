@@ -208,6 +208,7 @@ class BenchmarkOptions(MeasureOptions):
             ConfigError: for an unknown protocol, or what does not fit together.
         """
         chosen = checked(_stated(self, load_protocol(name), profile))
+        _check_validation(chosen, profile)
         changes = self.model_dump(mode="json", exclude_defaults=True)
         return chosen.model_copy(update={"stated": digest_of(changes)[:12]}) if changes else chosen
 
@@ -305,6 +306,17 @@ class EvaluateOptions(Frozen):
 
 
 Measured = TypeVar("Measured", Protocol, Search)
+
+
+def _check_validation(protocol: Protocol, profile: Profile) -> None:
+    """One file of held-out images is of one category: KID of another against it would say nothing."""
+    path, known = profile.corpus.validation, set(concepts.names())
+    categories = sorted({concepts.load(one).category for one in protocol.concepts if one in known})
+    if path is not None and path.is_file() and len(categories) > 1:
+        raise ConfigError(
+            f"model.validation: found one file, {path.name}, for {len(categories)} categories ({', '.join(categories)}), need a "
+            f"folder with {categories[0]}.parquet and so on; give the folder"
+        )
 
 
 def _stated(options: MeasureOptions, usual: Measured, profile: Profile) -> Measured:

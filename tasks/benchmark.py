@@ -94,6 +94,13 @@ def before(protocol: Protocol, night: date) -> Artifact | None:
     return previous(protocol, night, store())
 
 
+def tidy(benchmark: Artifact, protocol: Protocol) -> None:
+    """Remove the trainings and images of nights that are long past."""
+    from customdiff_core.benchmark.keep import tidy as run
+
+    run(benchmark, protocol, store=store())
+
+
 def announce(benchmark: Artifact, protocol: Protocol, night: date) -> None:
     """Fire a Prefect event when a figure of the night lies outside its limits, and one when cells failed."""
     from customdiff_core.benchmark.drift import outside

@@ -16,11 +16,11 @@ from PIL import Image
 
 from customdiff_core import figures, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
-from customdiff_core.benchmark.charts import scatter, trials
+from customdiff_core.benchmark.charts import control, scatter, trials
 from customdiff_core.benchmark.conclude import markdown
 from customdiff_core.benchmark.drift import outside
 from customdiff_core.benchmark.history import METRICS, PAPERS, failed
-from customdiff_core.benchmark.report import claims, night_of
+from customdiff_core.benchmark.report import Measured, claimed, claims, grids, night_of
 from customdiff_core.benchmark.report import lines as benchmark_lines
 from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
@@ -36,6 +36,7 @@ COLUMNS = 6  # that the UI shows without scrolling
 STRIP = 8  # images of one prompt beside each other
 PROMPTS_SHOWN = 40
 CHART_DPI = 130
+COSTS_SHOWN = (("seconds", 1, 1), ("memory", 1e6, 0), ("bytes", 1e6, 3))  # the unit, and digits
 HOSTS_SHOWN = 10
 SAFE = "/:?&=%#+,;@~!$"  # all else in an address is percent-encoded: brackets, quotes and blanks would end the link
 
@@ -268,19 +269,28 @@ def reported(concepts: tuple[Concept, ...], report: Artifact, here: Store) -> st
 
 
 def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
-    """The claims with their verdicts, the claim table beside the paper's figures, and what failed."""
+    """The claims with their verdicts, the claim table beside the paper's figures, costs, pictures, drift, and what failed."""
     night = night_of(benchmark, here)
     url = f"{Settings().files_url}/report/{report.key}/report.html"
-    verdicts = [(escape(one.sentence), f"**{one.verdict}**") for one in claims(benchmark, here)]
+    verdicts = [(*map(escape, told[:3]), f"**{told[3]}**") for told in map(claimed, claims(benchmark, here))]
     found = tables.read(here, benchmark, "table")
     lines = [*benchmark_lines(found, together=False), *benchmark_lines(found, together=True)]
     rows = [
         (
             escape(line.title),
-            *(_cell(one.cell) if (one := line.figures.get(name)) else "–" for name in PAPERS),
+            *(cell for name in PAPERS for cell in _beside_paper(line.figures.get(name))),
             line.trainings,
         )
         for line in lines
+    ]
+    spent = [
+        (
+            escape(line.title),
+            *(f"{line.costs[name] / unit:.{digits}f}" for name, unit, digits in COSTS_SHOWN),
+            f"{100 * line.costs['trained_share']:.2f} %",
+        )
+        for line in lines
+        if line.costs.get("bytes")
     ]
     outside_, lost = (tell(benchmark, date.fromisoformat(night), here) for tell in (outside, failed))
     said = "".join(f"\n* outside its limits: {escape(one)}" for one in outside_)
@@ -292,16 +302,29 @@ def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
         for kind in (False, True)
         if benchmark_lines(found, together=kind)
     ]
-    head = ("", *(METRICS[name] for name in PAPERS), "Concepts × trainings")
-    return _page(
-        f"Benchmark of {night}",
-        benchmark,
-        here,
-        lambda _: (
-            f"[The whole page, with pictures, costs and drift]({url})\n{said}\n\n{_table(('Claim', 'Verdict'), verdicts)}\n\n"
-            f"{_table(head, rows)}\n\n" + "\n\n".join(charted)
-        ),
-    )
+    nights: Any = tables.read(here, benchmark, "drift")
+    several = [name for name in PAPERS if nights.loc[nights["metric"] == name, "night"].nunique() > 1]
+    charted += [image(figures.chart_uri(control(nights, name), CHART_DPI), METRICS[name]) for name in several]
+    head = ("", *(title for name in PAPERS for title in (METRICS[name], "Paper")), "Concepts × trainings")
+
+    def body(side: int) -> str:
+        strips = [
+            f"{escape(concepts)}, the first noise of: {escape(' · '.join(prompts))}\n\n"
+            + _table(("", ""), [(escape(title), image(uri, f"{concepts}, {title}")) for title, uri in shown])
+            for concepts, prompts, shown in grids(cells, here, side)
+        ]
+        claimed_ = _table(("Claim", "Decided by", "Difference", "Verdict"), verdicts)
+        costly = _table(("", "Seconds", "Memory, MB", "MB a concept", "Weights trained"), spent)
+        return "\n\n".join(
+            [f"[The whole page]({url})\n{said}", claimed_, _table(head, rows), *charted, costly, *strips]
+        )
+
+    return _page(f"Benchmark of {night}", benchmark, here, body)
+
+
+def _beside_paper(one: Measured | None) -> tuple[str, str]:
+    """A figure with its interval, and the paper's."""
+    return (_cell(one.cell), f"{one.paper:g}" if one.paper == one.paper else "–") if one else ("–", "–")
 
 
 def searched(search: Artifact, wanted: Search, here: Store) -> str:

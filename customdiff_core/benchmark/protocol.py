@@ -53,6 +53,9 @@ class Protocol(Frozen):
     )
     curve_seeds: int = Field(default=2, ge=1, description="images a prompt there")
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    keep_nights: int = Field(
+        default=3, ge=1, description="nights whose trainings and images stay in the store; scores stay for ever"
+    )
     stated: str = Field(
         default="", description="names what a run changed, whose nights are a history of their own; empty: nothing"
     )

@@ -14,7 +14,7 @@ from customdiff_core.benchmark import charts, rows
 from customdiff_core.benchmark.drift import NIGHTS
 from customdiff_core.benchmark.history import COSTS, KIND, METRICS, PAPERS
 from customdiff_core.benchmark.protocol import Protocol
-from customdiff_core.evaluation.results import Cell, number, template
+from customdiff_core.evaluation.results import Cell, interval, number, template
 from customdiff_core.profiles import Profile
 
 PROMPTS_SHOWN, SIDE, DPI = 6, 72, 140
@@ -81,6 +81,11 @@ class Judged:
     sentence: str
     verdict: str
     tests: list[Difference]
+
+    @property
+    def decisive(self) -> Difference:
+        """The first difference that makes the verdict what it is."""
+        return next((one for one in self.tests if one.verdict == self.verdict), self.tests[0])
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,8 @@ def lines(table: pd.DataFrame, *, together: bool) -> list[Line]:
 
 
 def noise(table: pd.DataFrame) -> list[Repeated]:
-    """The figures that were measured last night too, from other training seeds."""
-    known = table[table["metric"].isin(list(METRICS)) & table["change_low"].notna()]
+    """The figures that were measured last night too, from other training seeds; what no training changes is none of them."""
+    known = table[table["metric"].isin(list(METRICS)) & (table["change_low"] < table["change_high"])]
     return [
         Repeated(
             rows.get(one["row"]).title,
@@ -218,8 +223,8 @@ def claims(benchmark: Artifact, store: Store) -> list[Judged]:
     return found
 
 
-def grids(cells: Any, store: Store) -> list[tuple[str, list[str], list[tuple[str, str]]]]:
-    """Of each concept or group: its prompts, and a row's first seed of the first prompts as one strip."""
+def grids(cells: Any, store: Store, side: int = SIDE) -> list[tuple[str, list[str], list[tuple[str, str]]]]:
+    """Of each concept or group: its prompts, and a row's first seed of the first prompts as one strip, `side` pixels high."""
     found: list[tuple[str, list[str], list[tuple[str, str]]]] = []
     for concepts, part in cells.groupby("concepts", sort=False):
         strips: list[tuple[str, str]] = []
@@ -228,7 +233,7 @@ def grids(cells: Any, store: Store) -> list[tuple[str, list[str], list[tuple[str
             drawn = samples_of(cell["cell"], store)
             if drawn is not None:
                 first = drawn[drawn["seed"] == drawn["seed"].min()].sort_values("prompt_id").head(PROMPTS_SHOWN)
-                strip = figures.montage(first["image"].tolist(), PROMPTS_SHOWN, SIDE)
+                strip = figures.montage(first["image"].tolist(), PROMPTS_SHOWN, side)
                 strips.append((rows.get(cell["row"]).title, figures.image_uri(strip)))
                 prompts = prompts or first["prompt"].tolist()
         found.append((str(concepts), prompts, strips))
@@ -286,8 +291,11 @@ def samples_of(cell: str, store: Store) -> Any:
 
 
 def markdown(benchmark: Artifact, store: Store) -> str:
-    """The claim table as Markdown, for the README: each figure with its interval, the paper's beside it."""
-    table = tables.read(store, benchmark, "table")
+    """The claim table as Markdown, for the README: each figure with its interval, the paper's beside it, and every claim.
+
+    A claim of several differences is told by the first one that makes its verdict what it is.
+    """
+    table, made = tables.read(store, benchmark, "table"), store.manifest(benchmark).recipe
     head = "| | " + " | ".join(f"{METRICS[name]} | paper" for name in PAPERS) + " | trainings |"
     text = [head, "|---" * (2 * len(PAPERS) + 2) + "|"]
     for line in lines(table, together=False) + lines(table, together=True):
@@ -299,6 +307,32 @@ def markdown(benchmark: Artifact, store: Store) -> str:
             paper = rows.get(line.name).paper.get(name)
             found.append(f"{paper:g}" if paper is not None else "")
         text.append(f"| {line.title} | {' | '.join(found)} | {line.trainings} |")
-    text += ["", "| The paper's claims, here | verdict |", "|---|---|"]
-    text += [f"| {one.sentence} | {one.verdict} |" for one in claims(benchmark, store)]
+    protocol, by = Protocol.model_validate(made.config["protocol"]), extractors(benchmark, store)
+    text += [
+        "",
+        f"Intervals of {100 * protocol.confidence:g} %; KID of {protocol.kid_images} pictures a cell in subsets of "
+        f"{protocol.kid_subset_size}, by {by['kid']}; the rest by {by['text_alignment']}. The paper's figures are of Stable "
+        "Diffusion 1.4 on photographs, seen by another CLIP: compare orders, not sizes.",
+        "",
+        "| The paper's claims, here | the difference that decides | | verdict |",
+        "|---|---|---|---|",
+    ]
+    text += [f"| {' | '.join(claimed(one))} |" for one in claims(benchmark, store)]
     return "\n".join(text)
+
+
+def claimed(one: Judged) -> tuple[str, str, str, str]:
+    """A claim as a line of a table: the sentence, the difference that decides with its interval, and the verdict."""
+    test = one.decisive
+    found = f"{number(test.cell.value, signed=True)} ({interval(test.cell, signed=True)})" if test.cell else "–"
+    return one.sentence, f"{test.metric}: {test.row} − {test.against}", found, one.verdict
+
+
+def extractors(benchmark: Artifact, store: Store) -> dict[str, str]:
+    """Whose features this night's figures are of, by metric."""
+    cells = tables.read(store, benchmark, KIND)
+    tonight: Any = cells[(cells["night"] == night_of(benchmark, store)) & (cells["status"] == "measured")]
+    paths = [store.root / "cell" / cell / "measures.parquet" for cell in tonight["cell"]]
+    known = [pd.read_parquet(path, columns=["metric", "extractor"]) for path in paths if path.is_file()]
+    found = dict.fromkeys(METRICS, "an encoder that is no longer known")
+    return found | {str(one["metric"]): str(one["extractor"]) for part in known for one in tables.records(part)}

@@ -85,7 +85,7 @@ def forget(url: str, store: Store) -> Forgotten:
         seen = None  # a damaged table does not say what it held
     embeddings.forget(seen, store)
     for artifact in planned.artifacts:
-        shutil.rmtree(store.path(artifact), ignore_errors=True)
+        store.remove(artifact)
     for folder in planned.folders:
         shutil.rmtree(folder, ignore_errors=True)
     return planned

@@ -119,6 +119,27 @@ def test_a_protocol_takes_what_is_stated_and_is_checked() -> None:
         BenchmarkOptions(kid_images=8).resolve("openmoji-nightly", profiles.get("openmoji"))
 
 
+def test_what_is_stated_begins_a_history_of_its_own() -> None:
+    profile = profiles.get("openmoji")
+    one, same, other = (
+        BenchmarkOptions(seeds=seeds).resolve("openmoji-nightly", profile).stated for seeds in (3, 3, 4)
+    )
+    assert one == same != other
+    assert "" not in (one, other)
+
+
+def test_held_out_images_of_one_category_are_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "cats.parquet"
+    path.touch()
+    profile = profiles.get("openmoji", validation=path)
+    with pytest.raises(
+        ConfigError, match=r"found one file, cats\.parquet, for 3 categories \(cat, dog, teddy bear\), need"
+    ):
+        BenchmarkOptions().resolve("openmoji-nightly", profile)
+    BenchmarkOptions(concepts=["cat"]).resolve("openmoji-nightly", profile)
+    BenchmarkOptions().resolve("openmoji-nightly", profiles.get("openmoji", validation=tmp_path))
+
+
 def test_how_images_are_drawn_is_filled_field_by_field() -> None:
     profile = profiles.get("sd14")
     changed = BenchmarkOptions(sample=GenerateOptions(steps=50)).resolve("openmoji-nightly", profile)

@@ -5,8 +5,8 @@ from datetime import date
 import numpy as np
 import pytest
 
+from customdiff_core import concepts, images, stages, tables
 from customdiff_core import delta as deltas
-from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.cells import Cell
@@ -19,6 +19,7 @@ from customdiff_core.evaluation.identity import RATES
 from customdiff_core.finetuning.components import load_components
 from customdiff_core.merging.join import join
 from customdiff_core.profiles import Profile
+from customdiff_core.retrieval.encoder import Encoder
 
 PROTOCOL = Protocol(
     name="tiny",
@@ -110,13 +111,50 @@ def test_other_seeds_are_other_trainings_of_equal_settings_and_the_base_model_ha
     assert keys[1][0] == keys[1][1]
 
 
-def test_every_row_of_the_table_that_learns_knows_its_words(chain, profile: Profile) -> None:
-    for name in ("textual-inversion-together", "sequential", "merged", "joint"):
-        one = run(chain, profile, name, "cat", "dog")
-        delta = deltas.load(chain.store.path(source(chain, one, "delta")) / deltas.FILE)
-        assert set(delta.tokens) == {"<teal-cat>", "<purple-dog>"}, name
-        assert bool(delta.names) == (name != "textual-inversion-together")
-        assert "image_alignment_2" in set(tables.read(chain.store, one, "scores")["metric"])
+@pytest.mark.parametrize("name", [name for name, row in rows.ROWS.items() if row.way != "base"])
+def test_every_row_of_the_table_that_learns_knows_its_words(chain, profile: Profile, name: str) -> None:
+    row = rows.get(name)
+    taught = ("cat", "dog") if row.together else ("cat",)
+    one = run(chain, profile, name, *taught)
+    made = source(chain, one, "delta")
+    delta = deltas.load(chain.store.path(made) / deltas.FILE)
+    tokens = {"cat": "<teal-cat>", "dog": "<purple-dog>"}
+    new = row.method != "dreambooth"  # which uses a word that is there
+    assert set(delta.tokens) == ({tokens[concept] for concept in taught} if new else set())
+    assert bool(delta.names) == (row.method != "textual-inversion")
+    assert ("image_alignment_2" in set(tables.read(chain.store, one, "scores")["metric"])) == row.together
+    trained = [made, *(part for part in involved(made, chain.store) if part != made)]
+    sets = [
+        tables.read(chain.store, part, "examples")
+        for kept in trained
+        for part in chain.store.lineage(kept).values()
+        if part.kind == "training_set"
+    ]
+    without = row.method == "textual-inversion" or not row.regularized
+    assert all(("regularization" in set(examples["role"])) != without for examples in sets)
+
+
+def test_scores_are_of_the_plain_words_and_of_each_concepts_own_pictures(chain, profile: Profile) -> None:
+    """V* is left out of the prompt; the first concept's pictures are the first figure's."""
+    judge = Encoder(profile.judge, RUNTIME.device)
+    for name, taught in (("custom-diffusion", ("cat",)), ("joint", ("cat", "dog"))):
+        one = run(chain, profile, name, *taught)
+        drawn = tables.read(chain.store, source(chain, one, "samples"), "samples")
+        seen = judge.images([images.decode(data, "drawn") for data in drawn["image"]])
+        plain = ["cat", "dog"][: len(taught)]
+        asked = concepts.load("cat").prompts if len(taught) == 1 else concepts.prompts_together(2)
+        words = [asked[number].replace("{}", "{0}").format(*plain) for number in drawn["prompt_id"]]
+        scores = tables.read(chain.store, one, "scores")
+        found = {metric: part["value"].to_numpy() for metric, part in scores.groupby("metric")}
+        said = judge.texts(words)
+        np.testing.assert_allclose(found["text_alignment"], 2.5 * np.clip((seen * said).sum(1), 0, None), atol=1e-5)
+        for place, concept in enumerate(taught, 1):
+            taught_one = concepts.load(concept)
+            own = judge.images(
+                [images.decode(taught_one.read(part, "images"), part.name) for part in taught_one.images]
+            )
+            metric = f"image_alignment_{place}" if len(taught) > 1 else "image_alignment_training"
+            np.testing.assert_allclose(found[metric], (seen @ own.T).mean(1), atol=1e-5)
 
 
 def test_the_ablation_changes_nothing_but_the_regularization(profile: Profile) -> None:

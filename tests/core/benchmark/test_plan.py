@@ -51,6 +51,10 @@ def test_the_papers_protocol_is_the_papers() -> None:
         1,
     )
     assert (len(found.concepts), len(found.together)) == (10, 5)
+    named = {*found.concepts, *(concept for group in found.together for concept in group.concepts)}
+    assert named.isdisjoint(concepts.names())  # its photographs are not this project's drawings
+    for group in found.together:
+        assert len(concepts.prompts_together(2, file=group.prompts)) >= found.prompts_together
 
 
 def test_the_nightly_protocol_has_the_concepts_and_prompts_that_it_names() -> None:

@@ -5,9 +5,11 @@ from datetime import timedelta
 
 import pandas as pd
 import pytest
+from matplotlib.patches import Ellipse
 
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.benchmark import charts
 from customdiff_core.benchmark.history import PAPERS
 from customdiff_core.benchmark.report import details, markdown, render, report
 from customdiff_core.profiles import Profile
@@ -105,4 +107,28 @@ def test_the_readmes_table_has_every_row_with_interval_and_paper(told: tuple[Sto
     assert re.match(
         r"\| Custom Diffusion, joint \| −3\.\d+ \(.+ to .+\) \| 0\.801 \| .+ \| 0\.706 \|  \|  \| 2 × 1 \|", joint
     )
-    assert "| Custom Diffusion follows the words of a prompt better than Textual Inversion. | holds |" in lines
+    words = next(line for line in lines if line.startswith("| Custom Diffusion follows the words of a prompt"))
+    assert re.search(
+        r"\| Text alignment: Custom Diffusion − Textual Inversion \| \+0\.\d+ \(\+0\.\d+ to \+0\.\d+\) \| holds \|$",
+        words,
+    )
+    best = next(line for line in lines if "joint training is the best" in line)
+    assert re.search(r"\| Text alignment: Custom Diffusion, joint − .+ \| −\d.+ \| does not hold \|$", best)
+    assert any("KID of 20 pictures a cell in subsets of 10, by x; the rest by x." in line for line in lines)
+
+
+def test_the_charts_show_intervals_limits_and_shares(told: tuple[Store, Artifact]) -> None:
+    store, made = told
+    found = {name: tables.read(store, made, name) for name in ("table", "drift", "curve", "benchmark")}
+    single = charts.scatter(found["table"], found["benchmark"], together=False).axes[0]
+    ellipses = [one for one in single.patches if isinstance(one, Ellipse)]
+    assert len(ellipses) == 6
+    mine = found["table"].set_index(["row", "metric"]).loc[("custom-diffusion", "text_alignment")]
+    assert any(one.width == pytest.approx(mine["high"] - mine["low"]) for one in ellipses)
+    way = charts.trade_off(found["curve"]).axes[0]
+    assert {one.get_text() for one in way.texts} == {"50%", "100%"}
+    panels = charts.control(found["drift"], "text_alignment").axes
+    assert len(panels) == len(set(found["drift"].query("metric == 'text_alignment'")["row"]))
+    assert all(one.collections for one in panels)  # the band
+    outside = found["drift"].query("metric == 'text_alignment'")["outside"].astype(bool).sum()
+    assert sum(len(one.lines[1].get_xdata()) for one in panels) == outside > 0

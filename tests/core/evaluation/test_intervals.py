@@ -78,6 +78,37 @@ def concepts(rng: np.random.Generator, size: tuple[int, int, int, int]) -> np.nd
     return effects + rng.normal(0, 0.4, size)
 
 
+@pytest.mark.parametrize("size", [(3, 1, 20, 6), (2, 1, 8, 6)])
+def test_a_first_night_takes_its_concepts_for_trainings_and_covers_what_both_bring(
+    size: tuple[int, int, int, int],
+) -> None:
+    """One training of each: the benchmark puts the concepts in the trainings' place, which is right where they vary alike."""
+    covered = 0
+    for number in range(1000):
+        rng = np.random.default_rng(number)
+        first, _, third, fourth = size
+        scores = rng.normal(0, 0.1, (first, 1, 1, 1)) + rng.normal(0, 0.3, (first, 1, third, 1))
+        scores = scores + rng.normal(0, 0.05, (1, 1, 1, fourth)) + rng.normal(0, 0.4, size)
+        low, high = pooled_interval(scores.swapaxes(0, 1), 0.95)
+        covered += low <= 0 <= high
+    assert covered / 1000 >= 0.92
+
+
+def test_a_bootstrap_of_the_trainings_would_promise_too_much() -> None:
+    """Why the intervals are no percentile bootstrap: of three trainings, it covers far less than it says."""
+    covered = 0
+    for number in range(200):
+        rng = np.random.default_rng(number)
+        scores = table(rng, 0.3, 0.1, 0.0, (3, 20, 8))
+        means = [
+            scores[rng.integers(3, size=3)][:, rng.integers(20, size=20)][:, :, rng.integers(8, size=8)].mean()
+            for _ in range(200)
+        ]
+        low, high = np.quantile(means, [0.025, 0.975])
+        covered += low <= 0 <= high
+    assert covered / 200 < 0.87
+
+
 @pytest.mark.parametrize("size", [(3, 2, 20, 8), (4, 3, 8, 8), (3, 5, 20, 2), (1, 3, 20, 8)])
 def test_the_pooled_interval_of_these_concepts_covers_their_mean(size: tuple[int, int, int, int]) -> None:
     covered = 0
