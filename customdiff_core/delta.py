@@ -137,6 +137,23 @@ def check_shapes(delta: Delta, base: Mapping[str, torch.Tensor]) -> None:
             )
 
 
+def check_tokens(delta: Delta, widths: Mapping[str, int]) -> None:
+    """Check that a delta's tokens have a row for each text encoder, as wide as its embedding, and no other.
+
+    Raises:
+        DeltaError: naming the first that does not.
+    """
+    need = {encoder: (width,) for encoder, width in widths.items()}
+    for token, rows in delta.tokens.items():
+        found = {encoder: tuple(row.shape) for encoder, row in rows.items()}
+        for encoder in (*need, *found):
+            if found.get(encoder) != need.get(encoder):
+                has = f"a row of {found[encoder]}" if encoder in found else "no row"
+                raise DeltaError(
+                    f"delta: found {token} with {has} for {encoder}, need {need.get(encoder, 'none')}; load it on its own base"
+                )
+
+
 def apply(components: Components, delta: Delta) -> None:
     """Put a delta's weights and tokens into a base model; a factored change is added in place, never multiplied out.
 
@@ -158,17 +175,11 @@ def add_tokens(encoders: Iterable[TextEncoder], delta: Delta) -> None:
     """Teach text encoders a delta's tokens, frozen.
 
     Raises:
-        DeltaError: if a token's row is missing or of another width.
+        DeltaError: if a token's rows do not fit.
     """
-    for encoder in encoders if delta.tokens else ():
-        width = int(encoder.network.config.hidden_size)
-        for token, rows in delta.tokens.items():
-            found = rows[encoder.name].shape if encoder.name in rows else "none"
-            if found != (width,):
-                raise DeltaError(
-                    f"delta: found {token} with {'no row' if found == 'none' else f'a row of {tuple(found)}'} for "
-                    f"{encoder.name}, need ({width},); load it on its own base"
-                )
+    taught = tuple(encoders)
+    check_tokens(delta, {encoder.name: int(encoder.network.config.hidden_size) for encoder in taught})
+    for encoder in taught if delta.tokens else ():
         start = [encoder.tokenizer.eos_token] * len(delta.tokens)  # overwritten at once
         modified = add_modifier_tokens(encoder, list(delta.tokens), [str(word) for word in start])
         with torch.no_grad():

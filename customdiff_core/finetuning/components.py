@@ -6,6 +6,7 @@ encoder or two, what the UNet reads beside them, what it predicts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import safe_open
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from customdiff_core.config import Precision
 from customdiff_core.errors import WeightsError
@@ -145,13 +146,40 @@ def load_encoders(source: ModelSource) -> tuple[TextEncoder, ...]:
     folder = model_folder(source)
     kinds: tuple[Any, ...] = (CLIPTextModel, CLIPTextModelWithProjection)
     encoders: list[TextEncoder] = []
-    for kind, (name, tokenizer_name) in zip(kinds, encoder_names(folder), strict=False):
+    for kind, (name, tokenizer) in zip(kinds, load_tokenizers(source).items(), strict=False):
         network: Network = kind.from_pretrained(
             folder, subfolder=name, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer_name, local_files_only=True)
         encoders.append(TextEncoder(name, network.requires_grad_(False).eval(), tokenizer))
     return tuple(encoders)
+
+
+def load_tokenizers(source: ModelSource) -> dict[str, CLIPTokenizer]:
+    """Load the tokenizers alone, by their text encoder's name."""
+    folder = model_folder(source)
+    return {
+        name: CLIPTokenizer.from_pretrained(folder, subfolder=tokenizer, local_files_only=True)
+        for name, tokenizer in encoder_names(folder)
+    }
+
+
+def embedding_widths(source: ModelSource) -> dict[str, int]:
+    """The width of each text encoder's token embedding, by its name, without loading it."""
+    folder = model_folder(source)
+    configs: dict[str, Any] = {
+        name: CLIPTextConfig.from_pretrained(folder, subfolder=name, local_files_only=True)
+        for name, _ in encoder_names(folder)
+    }
+    return {name: int(config.hidden_size) for name, config in configs.items()}
+
+
+def unet_names(source: ModelSource) -> set[str]:
+    """The names of the UNet's weights, without reading them."""
+    found: set[str] = set()
+    for path in _weights_files(model_folder(source) / "unet"):
+        with safe_open(path, framework="pt") as file:
+            found.update(file.keys())
+    return found
 
 
 def load_unet_weights(source: ModelSource, endings: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -162,9 +190,7 @@ def load_unet_weights(source: ModelSource, endings: tuple[str, ...]) -> dict[str
     """
     folder = model_folder(source) / "unet"
     found: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if len(path.suffixes) > 1:  # a variant, such as .fp16.safetensors
-            continue
+    for path in _weights_files(folder):
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name).float() for name in file.keys() if name.endswith(endings)}  # noqa: SIM118
     if not found:
@@ -184,3 +210,8 @@ def latent_scale(source: ModelSource) -> float:
     """The VAE's scaling factor, without loading its weights."""
     config: Any = AutoencoderKL.load_config(model_folder(source), subfolder="vae", local_files_only=True)
     return float(config.get("scaling_factor", 0.18215))
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    """A component's files, but for its variants, such as .fp16.safetensors."""
+    return [path for path in sorted(folder.glob("*.safetensors")) if len(path.suffixes) == 1]

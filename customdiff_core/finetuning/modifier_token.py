@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import nn
+from transformers import CLIPTokenizer
 
 from customdiff_core.errors import ModifierTokenError
 from customdiff_core.finetuning.components import TextEncoder
@@ -45,12 +46,11 @@ def add_modifier_tokens(encoder: TextEncoder, tokens: Sequence[str], initializer
     """Teach a text encoder and its tokenizer new tokens, each starting as a copy of a rare one.
 
     Raises:
-        ModifierTokenError: if a token is known already, or an initializer is not one token.
+        ModifierTokenError: if a token is known already, alone or as a word, or an initializer is not one token.
     """
     tokenizer, table = encoder.tokenizer, embedding_table(encoder)
-    known = cast(dict[str, int], tokenizer.get_vocab())
     for token in tokens:
-        if token in known:
+        if is_known(tokenizer, token):
             raise ModifierTokenError(
                 f"modifier token: found {token!r} in the tokenizer already, need a new one; "
                 "choose another modifier_token in concept.yaml"
@@ -61,6 +61,12 @@ def add_modifier_tokens(encoder: TextEncoder, tokens: Sequence[str], initializer
     modified = ModifierEmbedding(table, table(torch.tensor(ids, device=device))).to(device)
     encoder.network.text_model.embeddings.token_embedding = modified
     return modified
+
+
+def is_known(tokenizer: CLIPTokenizer, token: str) -> bool:
+    """Whether a tokenizer has a token already, or reads it as one word of its own."""
+    known = cast(dict[str, int], tokenizer.get_vocab())
+    return token in known or len(tokenizer.encode(token, add_special_tokens=False)) == 1
 
 
 def embedding_table(encoder: TextEncoder) -> "nn.Embedding | ModifierEmbedding":

@@ -12,7 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from customdiff_core.errors import DeltaError, WeightsError
-from customdiff_core.finetuning.components import load_unet_weights
+from customdiff_core.finetuning.components import (
+    embedding_widths,
+    load_tokenizers,
+    load_unet_weights,
+    unet_names,
+)
+from customdiff_core.finetuning.modifier_token import is_known
 from customdiff_core.profiles import ModelSource
 from customdiff_core.weights import pipeline_part
 
@@ -40,6 +46,21 @@ class Base:
     def unet_config(self) -> Mapping[str, Any]:
         """The UNet's config."""
         return pipeline_part(self.source, "unet/config.json")
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the UNet's weights."""
+        return unet_names(self.source)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each text encoder's token embedding."""
+        return embedding_widths(self.source)
+
+    def known(self, tokens: Iterable[str]) -> list[str]:
+        """Those of some tokens that are words of a tokenizer already."""
+        tokenizers = load_tokenizers(self.source).values()
+        return [token for token in tokens if any(is_known(tokenizer, token) for tokenizer in tokenizers)]
 
     def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
         """The base model's weights of these names, in float32.

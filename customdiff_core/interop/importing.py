@@ -1,8 +1,9 @@
 """Import: another program's file as a delta of the store, with what the user states of it and what was checked."""
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,15 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Stated
 from customdiff_core.delta import Delta
 from customdiff_core.errors import DeltaError
+from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
 from customdiff_core.finetuning.weight_change import relative_change
 from customdiff_core.interop.content import Base, Parts
 from customdiff_core.interop.formats import Opened, identify, read
 from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.profiles import Profile
 from customdiff_core.weights import file_digest, model_digest
+
+logger = logging.getLogger(__name__)
 
 LARGEST_CHANGE = (
     0.5  # of a base weight's norm; a fine-tuning moves a few hundredths, another base model's weights lie farther
@@ -63,7 +67,7 @@ def import_delta(path: Path, profile: Profile, stated: Stated, *, store: Store) 
 
 
 def inspect(path: Path, profile: Profile, stated: Stated = Stated()) -> Inspection:
-    """Say what is in a file and whether it fits a base model.
+    """Say what is in a file and whether it fits a base model; the log says which keys and values it lacks.
 
     Raises:
         DeltaError: if it cannot be read or trusted.
@@ -73,15 +77,20 @@ def inspect(path: Path, profile: Profile, stated: Stated = Stated()) -> Inspecti
     delta = content if isinstance(content, Delta) else _with_lineage(content, opened, profile, stated)
     deltas.check_finite(((name, tensor) for name, tensor in delta.weights.items()), str(path))
     deltas.check_finite(((token, row) for token, rows in delta.tokens.items() for row in rows.values()), str(path))
+    # A file of this project knows its base by digest and its tokens by concept.yaml; what a user states is told by the size
+    # of the change and the tokenizer's words.
+    foreign = not isinstance(content, Delta)
     try:
         deltas.check_base(delta, model_digest(profile.model))
         originals = base.weights(delta.names)
         deltas.check_shapes(delta, originals)
+        deltas.check_tokens(delta, base.widths)
+        if foreign:
+            _check_new(delta.tokens, base, path)
     except DeltaError as error:
         return Inspection(opened.format, delta, {}, str(error))
     changes = {name: relative_change(delta.whole(name, originals[name]), originals[name]) for name in sorted(originals)}
-    # A file of this project knows its base by digest; only what a user states is told by the size of the change.
-    foreign = not isinstance(content, Delta)
+    _say_missing(delta.names, base, path)
     return Inspection(opened.format, delta, changes, _too_far(path, changes, originals) if foreign else "")
 
 
@@ -107,6 +116,34 @@ def _with_lineage(parts: Parts, opened: Opened, profile: Profile, stated: Stated
         inputs={"file": _digest(opened.path)},
     )
     return Delta(parts.weights, tokens, lineage)
+
+
+def _check_new(tokens: Iterable[str], base: Base, path: Path) -> None:
+    """Check that no token is a word of the tokenizer, which would lose its meaning in every prompt.
+
+    Raises:
+        DeltaError: naming those that are.
+    """
+    known = base.known(tokens)
+    if known:
+        raise DeltaError(
+            f"{path}: found token {', '.join(known)}, which the tokenizer knows as a word already, need a new one; state another "
+            f"with --token, such as <{_slug(known[0])}>"
+        )
+
+
+def _say_missing(names: set[str], base: Base, path: Path) -> None:
+    """Say in the log that a file has some of the keys and values and not all: it draws, and cannot be merged."""
+    wanted = {name for name in base.names if name.endswith(KEYS_AND_VALUES)}
+    missing = sorted(wanted - names)
+    if names and missing:
+        logger.warning(
+            "%s: found %d of %d key and value layers (%s is missing), need all of them for a merge; export it again",
+            path,
+            len(wanted) - len(missing),
+            len(wanted),
+            missing[0],
+        )
 
 
 def _too_far(path: Path, changes: Mapping[str, float], originals: Mapping[str, Tensor]) -> str:

@@ -36,11 +36,12 @@ def test_a_token_is_one_id_wherever_it_stands(components, token: str):
     assert size not in text.token_ids(components.encoders[0], ["photo of a teal cat"])[0].tolist()
 
 
-def test_a_token_that_the_tokenizer_knows_is_refused(components):
+@pytest.mark.parametrize("token", ["cat</w>", "ktn"])  # by its spelling in the vocabulary, and as prompts have it
+def test_a_token_that_the_tokenizer_knows_is_refused(components, token: str):
     with pytest.raises(ModifierTokenError) as error:
-        add_modifier_tokens(components.encoders[0], ["cat</w>"], ["ktn"])
+        add_modifier_tokens(components.encoders[0], [token], ["ktn"])
     assert str(error.value) == (
-        "modifier token: found 'cat</w>' in the tokenizer already, need a new one; "
+        f"modifier token: found {token!r} in the tokenizer already, need a new one; "
         "choose another modifier_token in concept.yaml"
     )
 

@@ -474,6 +474,46 @@ def test_a_width_or_layer_that_does_not_fit_is_said(chain, trained: Delta, tmp_p
     assert "x.attn2.to_k.weight" in problem
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (torch.randn(1024), "<x> with a row of (1024,) for text_encoder, need (192,)"),
+        ([torch.randn(192), torch.randn(1280)], "<x> with a row of (1280,) for text_encoder_2, need none"),
+    ],
+)
+def test_a_token_of_another_model_is_said_before_anything_is_stored(chain, store: Store, tmp_path: Path, rows, said):
+    """Stable Diffusion 2's width, and XL's two rows, on a model of another width with one text encoder."""
+    torch.save({"unet": {}, "modifier_token": {"<x>": rows}}, tmp_path / "delta.bin")
+    problem = f"delta: found {said}; load it on its own base"
+    assert inspect(tmp_path / "delta.bin", chain.profile).problem == problem
+    with pytest.raises(DeltaError) as caught:
+        import_delta(tmp_path / "delta.bin", chain.profile, Stated(), store=store)
+    assert str(caught.value) == problem
+
+
+@pytest.mark.parametrize("word", ["ktn", "Cat"])
+def test_a_token_that_is_a_word_already_must_be_called_something_else(chain, tmp_path: Path, word: str):
+    path = tmp_path / f"{word}.bin"
+    torch.save({word: torch.randn(192)}, path)
+    assert inspect(path, chain.profile).problem == (
+        f"{path}: found token {word}, which the tokenizer knows as a word already, need a new one; state another with --token, "
+        f"such as <{word.lower()}>"
+    )
+    assert not inspect(path, chain.profile, Stated(tokens=(f"<{word}>",))).problem
+    assert inspect(path, chain.profile, Stated(tokens=("dog",))).problem
+
+
+def test_missing_layers_are_said(chain, trained: Delta, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    kept = dict(sorted(trained.weights.items())[1:])
+    torch.save({"unet": kept, "modifier_token": {}}, tmp_path / "delta.bin")
+    assert not inspect(tmp_path / "delta.bin", chain.profile).problem
+    missing = min(trained.weights)
+    assert caplog.messages == [
+        f"{tmp_path}/delta.bin: found 17 of 18 key and value layers ({missing} is missing), need all of them for a merge; export "
+        "it again"
+    ]
+
+
 def test_nan_in_an_imported_file_is_named(chain, trained: Delta, tmp_path: Path):
     name = next(iter(trained.weights))
     torch.save({"unet": {name: torch.full((2, 2), float("nan"))}, "modifier_token": {}}, tmp_path / "x.bin")
