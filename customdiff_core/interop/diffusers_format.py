@@ -20,7 +20,7 @@ from torch import Tensor
 from customdiff_core.errors import DeltaError
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION
 from customdiff_core.interop import embeddings
-from customdiff_core.interop.content import PICKLES, Parts, open_content, tensors_of
+from customdiff_core.interop.content import PICKLES, Parts, tensors_of
 
 STEM = "pytorch_custom_diffusion_weights"
 MARK = "_custom_diffusion"
@@ -38,7 +38,7 @@ def matches(content: dict[str, Any]) -> bool:
 
 
 def read(path: Path, content: dict[str, Any]) -> Parts:
-    """Read the weights, and the tokens from the files beside them.
+    """Read the weights.
 
     Raises:
         DeltaError: for a name that is not this format's.
@@ -50,7 +50,7 @@ def read(path: Path, content: dict[str, Any]) -> Parts:
         if found is None:
             raise DeltaError(f"{path}: found {name}, need <block>.attn2.processor.to_*{MARK}.*; export it again")
         weights[f"{found[1]}.{found[2]}{found[3]}"] = tensor
-    return Parts(weights, embeddings.read_beside(path))
+    return Parts(weights)
 
 
 def write(folder: Path, parts: Parts, suffix: str = ".safetensors") -> list[Path]:
@@ -96,15 +96,3 @@ def _theirs(name: str) -> str:
 
 def _is_empty(value: Any) -> bool:
     return (isinstance(value, Tensor) and not value.numel()) or value == {}
-
-
-def open_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Find and open such a folder's weights.
-
-    Raises:
-        DeltaError: if there are none.
-    """
-    path = weights_file(folder)
-    if path is None:
-        raise DeltaError(f"{folder}: found no {STEM}.safetensors or .bin, need a folder of diffusers' Custom Diffusion")
-    return path, open_content(path)

@@ -3,6 +3,8 @@
 {"<new1>": (768,)}    {"string_to_param": {"*": (1, 768)}, "name": "<new1>"}    {"clip_l": (768,), "clip_g": (1280,)}
 """
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from customdiff_core.errors import DeltaError
 from customdiff_core.interop.content import ENCODERS, PICKLES, Parts, Rows, open_content, rows_of, tensors_of
+
+logger = logging.getLogger(__name__)
 
 WEBUI = "string_to_param"
 SDXL = ("clip_l", "clip_g")
@@ -39,12 +43,45 @@ def read(path: Path, content: dict[str, Any]) -> Parts:
     return Parts(tokens={token: rows_of(value, f"{path}: {token}") for token, value in content.items()})
 
 
-def read_beside(path: Path) -> dict[str, Rows]:
-    """Read the tokens' files in a weights file's folder."""
+def read_folder(folder: Path, weights: str = "") -> dict[Path, dict[str, Rows]]:
+    """Read the tokens' files of a folder, whatever they are called, by file; what holds no token is left out, and the log says so.
+
+    Args:
+        folder: its own files, none of folders in it.
+        weights: what weights are called there, without the suffix.
+
+    Raises:
+        DeltaError: for a file that is named as a token, <...>, and cannot be read.
+    """
+    found: dict[Path, dict[str, Rows]] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in (".safetensors", *PICKLES) or path.stem == weights or not path.is_file():
+            continue
+        try:
+            found[path] = _read_alone(path)
+        except DeltaError as error:
+            if path.stem.startswith("<"):
+                raise
+            logger.warning("left out: %s", error)
+    return found
+
+
+def union(files: Mapping[Path, Mapping[str, Rows]]) -> dict[str, Rows]:
+    """The tokens of several files.
+
+    Raises:
+        DeltaError: for two files with different rows of one token.
+    """
     tokens: dict[str, Rows] = {}
-    for other in sorted(path.parent.glob("*")):
-        if other != path and other.suffix in (".safetensors", *PICKLES) and other.stem.startswith("<"):
-            tokens |= read(other, open_content(other)).tokens
+    places: dict[str, Path] = {}
+    for path, held in files.items():
+        for token, rows in held.items():
+            if token in tokens and not _equal(rows, tokens[token]):
+                raise DeltaError(
+                    f"{path}: found other rows of {token} than in {places[token].name}, need one file a token; remove the "
+                    "older one"
+                )
+            tokens[token], places[token] = rows, path
     return tokens
 
 
@@ -70,6 +107,18 @@ def write_webui(folder: Path, token: str, rows: Rows) -> Path:
     path = folder / f"{_file_name(token)}.pt"
     torch.save({WEBUI: {"*": rows[ENCODERS[0]][None].clone()}, "name": token}, path)
     return path
+
+
+def _read_alone(path: Path) -> dict[str, Rows]:
+    content = open_content(path)
+    if not matches(content):
+        some = ", ".join(list(map(str, content))[:3]) or "nothing"
+        raise DeltaError(f"{path}: found a file that holds {some}, need one vector a token; export the token again")
+    return read(path, content).tokens
+
+
+def _equal(one: Rows, other: Rows) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(row, other[encoder]) for encoder, row in one.items())
 
 
 def _are_rows(content: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Every format by its name: which one a file is, what is in it, and how to write it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,7 +11,7 @@ from customdiff_core.config import CompressConfig
 from customdiff_core.delta import Delta
 from customdiff_core.errors import ConfigError, DeltaError
 from customdiff_core.interop import authors, diffusers_format, embeddings, lora, webui
-from customdiff_core.interop.content import Base, Parts, metadata_of, open_content
+from customdiff_core.interop.content import Base, Parts, Rows, metadata_of, open_content
 
 Readable = Literal["customdiff", "diffusers", "authors", "compvis", "embedding", "webui"]
 Writable = Literal[
@@ -21,11 +21,20 @@ Writable = Literal[
 
 @dataclass(frozen=True)
 class Opened:
-    """A file of a known format; `path` is the weights' own where a folder was given."""
+    """A file of a known format: `path` is the weights' own where a folder with weights was given.
+
+    `tokens` are those of files beside it, or in it, by file.
+    """
 
     path: Path
     format: Readable
     content: Mapping[str, Any]
+    tokens: Mapping[Path, Mapping[str, Rows]] = field(default_factory=dict[Path, Mapping[str, Rows]])
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that it is read from."""
+        return [path for path in (self.path, *self.tokens) if path.is_file()]
 
 
 def identify(path: Path) -> Opened:
@@ -35,7 +44,7 @@ def identify(path: Path) -> Opened:
         DeltaError: if it is none of them, or cannot be trusted.
     """
     if path.is_dir():
-        return Opened(*_with_format(diffusers_format.open_folder(path), "diffusers"))
+        return _in_folder(path)
     content = open_content(path)
     if metadata_of(path).get("format", "").startswith("customdiff-delta"):
         return Opened(path, "customdiff", content)
@@ -48,27 +57,32 @@ def identify(path: Path) -> Opened:
     )
     for kind, found in kinds:
         if found:
-            return Opened(path, kind, content)
+            return Opened(path, kind, content, _beside(path, kind))
     some = ", ".join(list(map(str, content))[:3]) or "nothing"
     raise DeltaError(f"{path}: found a file that holds {some}, need one of {', '.join(get_args(Readable))}")
 
 
 def read(opened: Opened, base: Base) -> Delta | Parts:
-    """Read an opened file: this project's comes with its lineage, another's as bare parts."""
+    """Read an opened file: this project's comes with its lineage, another's as bare parts.
+
+    Raises:
+        DeltaError: if it is not what its format says, or two files beside it hold different rows of one token.
+    """
     path, content = opened.path, dict(opened.content)
     match opened.format:
         case "customdiff":
             return deltas.load(path)
         case "diffusers":
-            return diffusers_format.read(path, content)
+            parts = diffusers_format.read(path, content)
         case "authors":
-            return authors.read_delta_bin(path, content)
+            parts = authors.read_delta_bin(path, content)
         case "compvis":
-            return authors.read_compvis(path, content, base)
+            parts = authors.read_compvis(path, content, base)
         case "webui":
-            return webui.read(path, content, base)
+            parts = webui.read(content, base)
         case "embedding":
-            return embeddings.read(path, content)
+            parts = embeddings.read(path, content)
+    return Parts(parts.weights, parts.tokens | embeddings.union(opened.tokens))
 
 
 def write(path: Path, delta: Delta, base: Base, kind: str, rank: int = 64) -> list[Path]:
@@ -120,5 +134,26 @@ def _ordered(parts: Parts, delta: Delta) -> Parts:
     return Parts(parts.weights, {token: parts.tokens[token] for token in named})
 
 
-def _with_format(found: tuple[Path, Mapping[str, Any]], kind: Readable) -> tuple[Path, Readable, Mapping[str, Any]]:
-    return found[0], kind, found[1]
+def _in_folder(folder: Path) -> Opened:
+    """Open a folder's weights with the tokens beside them, or its tokens alone."""
+    path = diffusers_format.weights_file(folder)
+    if path is not None:
+        return Opened(path, "diffusers", open_content(path), _beside(path, "diffusers"))
+    tokens = embeddings.read_folder(folder)
+    if not tokens:
+        raise DeltaError(
+            f"{folder}: found no {diffusers_format.STEM}.safetensors or .bin, nor a token's file, need a folder of diffusers' "
+            "Custom Diffusion; name the folder that holds them, or the file itself"
+        )
+    return Opened(folder, "embedding", {}, tokens)
+
+
+def _beside(path: Path, kind: Readable) -> Mapping[Path, Mapping[str, Rows]]:
+    """The tokens that a format keeps in files of their own."""
+    match kind:
+        case "diffusers":
+            return embeddings.read_folder(path.parent, path.stem)
+        case "webui":
+            return embeddings.read_folder(path.parent / webui.FOLDER)
+        case _:
+            return {}

@@ -56,14 +56,18 @@ def import_delta(path: Path, profile: Profile, stated: Stated, *, store: Store) 
         DeltaError: if it cannot be read or trusted, or does not fit the base model.
     """
 
+    opened = identify(path)
+
     def produce(folder: Path) -> int:
-        found = inspect(path, profile, stated)
+        found = _inspected(opened, profile, stated)
         if found.problem:
             raise DeltaError(found.problem)
         deltas.save(folder / deltas.FILE, found.delta)
         return len(found.delta.names) + len(found.delta.tokens)
 
-    return store.make(stages.import_delta(path.stem, _digest(path), profile, stated.model_dump(mode="json")), produce)
+    return store.make(
+        stages.import_delta(path.stem, _digest(opened.files), profile, stated.model_dump(mode="json")), produce
+    )
 
 
 def inspect(path: Path, profile: Profile, stated: Stated = Stated()) -> Inspection:
@@ -72,7 +76,11 @@ def inspect(path: Path, profile: Profile, stated: Stated = Stated()) -> Inspecti
     Raises:
         DeltaError: if it cannot be read or trusted.
     """
-    opened, base = identify(path), Base(profile.model)
+    return _inspected(identify(path), profile, stated)
+
+
+def _inspected(opened: Opened, profile: Profile, stated: Stated) -> Inspection:
+    path, base = opened.path, Base(profile.model)
     content = read(opened, base)
     delta = content if isinstance(content, Delta) else _with_lineage(content, opened, profile, stated)
     deltas.check_finite(((name, tensor) for name, tensor in delta.weights.items()), str(path))
@@ -113,7 +121,7 @@ def _with_lineage(parts: Parts, opened: Opened, profile: Profile, stated: Stated
         base_stated=True,
         method=f"imported ({opened.format})",
         concepts=concepts,
-        inputs={"file": _digest(opened.path)},
+        inputs={"file": _digest(opened.files)},
     )
     return Delta(parts.weights, tokens, lineage)
 
@@ -160,13 +168,10 @@ def _too_far(path: Path, changes: Mapping[str, float], originals: Mapping[str, T
     )
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 over a file, or over the names and contents of a folder's."""
-    files: Sequence[Path] = sorted(one for one in path.glob("*") if one.is_file()) if path.is_dir() else [path]
+def _digest(files: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
     total = hashlib.sha256()
     for one in files:
-        if not one.is_file():
-            raise DeltaError(f"{one}: found no file, need trained weights; correct the path")
         total.update(f"{one.name}\n{file_digest(one)}\n".encode())
     return total.hexdigest()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from customdiff_core.errors import DeltaError
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, QUERIES_AND_OUTPUTS
 from customdiff_core.interop import embeddings
-from customdiff_core.interop.content import PICKLES, Base, Parts, Rows, open_content
+from customdiff_core.interop.content import Base, Parts
 from customdiff_core.interop.ldm_names import TEXT, UNET, VAE, VAE_ATTENTION, renamed, unet_prefixes, vae_prefixes
 from customdiff_core.weights import encoder_names, model_folder, pipeline_part
 
@@ -28,8 +28,8 @@ def matches(content: dict[str, Any]) -> bool:
     return isinstance(state, Mapping) and f"{UNET}input_blocks.0.0.weight" in state
 
 
-def read(path: Path, content: dict[str, Any], base: Base) -> Parts:
-    """Read a whole model's keys and values, other cross-attention that differs, and the tokens of `embeddings/` beside."""
+def read(content: dict[str, Any], base: Base) -> Parts:
+    """Read a whole model's keys and values, other cross-attention that differs."""
     state: Mapping[str, Any] = content.get("state_dict", content)
     pairs = unet_prefixes(base.unet_config)
     weights: dict[str, Tensor] = {}
@@ -41,11 +41,7 @@ def read(path: Path, content: dict[str, Any], base: Base) -> Parts:
     more = base.weights(name for name in weights if name.endswith(QUERIES_AND_OUTPUTS))
     same = {name for name, tensor in more.items() if torch.equal(tensor.to(weights[name]), weights[name])}
     weights = {name: tensor for name, tensor in weights.items() if name not in same}
-    tokens: dict[str, Rows] = {}
-    for other in sorted((path.parent / FOLDER).glob("*")):
-        if other.suffix in (".safetensors", *PICKLES):
-            tokens |= embeddings.read(other, open_content(other)).tokens
-    return Parts(weights, tokens)
+    return Parts(weights)
 
 
 def write(path: Path, parts: Parts, base: Base) -> list[Path]:

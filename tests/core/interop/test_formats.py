@@ -121,6 +121,54 @@ def test_diffusers_layout_written_by_hand_is_read_and_written_bit_for_bit(traine
         assert_equal_files(open_content(tmp_path / "again" / name), open_content(tmp_path / name))
 
 
+def test_tokens_beside_the_weights_may_be_called_anything(
+    trained: Delta, base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    write(tmp_path, trained, base, "diffusers")
+    write(tmp_path, trained, base, "diffusers-bin")  # the same again
+    row = torch.randn(192)
+    torch.save({"sks-cat": row}, tmp_path / "sks-cat.bin")
+    torch.save({"state": {}, "param_groups": []}, tmp_path / "optimizer.bin")
+    (tmp_path / "logs.bin").mkdir()
+    found = parts_of(tmp_path, base)
+    assert set(found.tokens) == {"<teal-cat>", "sks-cat"}
+    assert torch.equal(found.tokens["sks-cat"]["text_encoder"], row)
+    assert caplog.messages == [
+        f"left out: {tmp_path}/optimizer.bin: found a file that holds state, param_groups, need one vector a token; export the "
+        "token again"
+    ]
+
+
+def test_a_tokens_own_file_is_not_left_out(trained: Delta, base: Base, tmp_path: Path):
+    write(tmp_path, trained, base, "diffusers")
+    (tmp_path / "<new1>.bin").write_bytes(b"damaged")
+    with pytest.raises(
+        DeltaError, match=r"/<new1>.bin: found no readable pickle|/<new1>.bin: found a pickle with more"
+    ):
+        identify(tmp_path)
+
+
+def test_two_files_of_one_token_must_agree(trained: Delta, base: Base, tmp_path: Path):
+    write(tmp_path, trained, base, "diffusers")
+    torch.save({"<teal-cat>": torch.randn(192)}, tmp_path / "<teal-cat>.bin")
+    with pytest.raises(DeltaError) as caught:
+        parts_of(tmp_path, base)
+    assert str(caught.value) == (
+        f"{tmp_path}/<teal-cat>.safetensors: found other rows of <teal-cat> than in <teal-cat>.bin, need one file a token; remove "
+        "the older one"
+    )
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "embedding"])
+def test_a_folder_of_tokens_alone_is_read(chain, trained: Delta, base: Base, tmp_path: Path, kind: str):
+    """As a textual inversion is written."""
+    alone = dataclasses.replace(trained, weights={})
+    write(tmp_path, alone, base, kind)
+    found = inspect(tmp_path, chain.profile)
+    assert (found.format, found.problem) == ("embedding", "")
+    assert_same(found.delta, alone)
+
+
 def test_queries_and_outputs_have_diffusers_names_too(base: Base, trained: Delta, tmp_path: Path):
     block = next(iter(trained.weights)).partition(".attn2.")[0]
     more = {f"{block}.attn2.to_q.weight": torch.randn(3, 3), f"{block}.attn2.to_out.0.bias": torch.randn(3)}
@@ -427,6 +475,29 @@ def test_an_imported_file_is_a_delta_whose_base_is_stated(
     assert set(delta.tokens) == {"<my-cat>"}
     components, _ = load_model(chain.profile, made, store, Runtime(device="cpu"))
     assert "<my-cat>" in components.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("diffusers", ""), ("diffusers", "pytorch_custom_diffusion_weights.safetensors"), ("webui", "model.safetensors")],
+)
+def test_another_token_beside_the_weights_is_another_delta(
+    chain, store: Store, trained: Delta, base: Base, tmp_path: Path, kind: str, name: str
+):
+    if kind == "webui":
+        base = _with_webuis_encoder(base, tmp_path / "model")
+    profile = chain.profile.model_copy(update={"model": base.source})
+    out, given = tmp_path / "out", tmp_path / "out" / name
+    written = out if kind == "diffusers" else given
+    write(written, trained, base, kind)
+    before = import_delta(given, profile, Stated(), store=store)
+    (out / "notes.txt").write_text("no part of it")
+    assert import_delta(given, profile, Stated(), store=store) == before
+    other = {"<teal-cat>": {"text_encoder": torch.randn(192)}}
+    write(written, dataclasses.replace(trained, tokens=other), base, kind)
+    after = import_delta(given, profile, Stated(), store=store)
+    found = deltas.load(store.path(after) / deltas.FILE).tokens["<teal-cat>"]["text_encoder"]
+    assert torch.equal(found, other["<teal-cat>"]["text_encoder"])
 
 
 def test_inspect_says_what_is_in_it_and_that_it_fits(chain, trained: Delta, base: Base, tmp_path: Path):
