@@ -266,7 +266,10 @@ class IndexConfig(Frozen):
 
 
 class Stated(Frozen):
-    """What the user says of an imported file that does not say it: each token's name and category, in the file's order."""
+    """What the user says of an imported file that does not say it: each token's name and category, in the file's order.
+
+    Of a file without tokens: the rare word that stands for the concept in prompts.
+    """
 
     tokens: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()

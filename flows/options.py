@@ -265,7 +265,8 @@ class ImportOptions(Frozen):
     """What an imported file does not say of itself."""
 
     tokens: list[str] = Field(
-        default_factory=list, description="its tokens' names, in its order; empty: as it has them"
+        default_factory=list,
+        description="its tokens' names, in its order, or the rare word of one without; empty: as it has them",
     )
     categories: list[str] = Field(default_factory=list, description="each token's category, such as cat")
 

@@ -33,7 +33,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 MethodOption = Annotated[str, typer.Option(help=f"One of {', '.join(methods.METHODS)}.")]
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; by default the profile's.")]
 SeedOption = Annotated[int, typer.Option(help="Training seed.")]
-TokenOption = Annotated[list[str] | None, typer.Option("--token", help="An imported file's token, in its order.")]
+TokenOption = Annotated[
+    list[str] | None, typer.Option("--token", help="An imported file's token, in its order, or its rare word.")
+]
 CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="That token's category, such as cat.")]
 
 KEY = re.compile("[0-9a-f]{32}")  # of an artifact

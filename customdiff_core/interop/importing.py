@@ -103,18 +103,30 @@ def _inspected(opened: Opened, profile: Profile, stated: Stated) -> Inspection:
 
 
 def _with_lineage(parts: Parts, opened: Opened, profile: Profile, stated: Stated) -> Delta:
-    """Give bare parts a lineage: the base as the profile has it, the concepts as stated."""
+    """Give bare parts a lineage: the base as the profile has it, the concepts as stated.
+
+    Of a file without tokens the stated ones are the rare words that its prompts had.
+
+    Raises:
+        DeltaError: if the file lacks a token that is stated.
+    """
     names = list(parts.tokens)
-    if stated.tokens and len(stated.tokens) != len(names):
+    absent = [word for word in stated.tokens if not names and word.startswith("<")]
+    if absent:
         raise DeltaError(
-            f"{opened.path}: found {len(names)} tokens ({', '.join(names) or 'none'}), need as many as stated "
+            f"{opened.path}: found no tokens, need the row of {absent[0]}; export it again with it, or state the rare word, "
+            "such as sks, that it was trained with"
+        )
+    if names and stated.tokens and len(stated.tokens) != len(names):
+        raise DeltaError(
+            f"{opened.path}: found {len(names)} tokens ({', '.join(names)}), need as many as stated "
             f"({', '.join(stated.tokens)}); state one for each"
         )
-    renamed = dict(zip(names, stated.tokens or names, strict=True))
-    tokens = {renamed[name]: rows for name, rows in parts.tokens.items()}
+    words = stated.tokens or tuple(names)
+    tokens = dict(zip(words if names else (), parts.tokens.values(), strict=True))
     concepts = tuple(
         Taught(name=_slug(token), category=_at(stated.categories, number), modifier_token=token)
-        for number, token in enumerate(tokens)
+        for number, token in enumerate(words)
     )
     lineage = Lineage(
         base_digest=model_digest(profile.model),

@@ -61,7 +61,8 @@ def concept_targets(source: ModelSource, delta: Delta, strength: float, prompts:
     """
     if not delta.lineage.concepts:
         raise MergeError(
-            "delta: found no concept named in it, need a token and its category; state them when importing"
+            "delta: found no concept named in it, need its token, or the rare word it was trained with, and its category; state "
+            "both when importing (--token, --category)"
         )
     encoders = load_encoders(source)
     add_tokens(encoders, delta)

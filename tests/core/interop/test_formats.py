@@ -26,6 +26,7 @@ from customdiff_core.interop.content import Base, Parts, open_content
 from customdiff_core.interop.formats import identify, read, write
 from customdiff_core.interop.importing import import_delta, inspect
 from customdiff_core.interop.ldm_names import UNET, renamed, unet_prefixes
+from customdiff_core.merging.text_features import concept_targets
 from customdiff_core.sampling import draw_images, load_model
 from customdiff_core.seeding import torch_generator
 
@@ -598,6 +599,23 @@ def test_as_many_tokens_must_be_stated_as_there_are(chain, trained: Delta, base:
         DeltaError, match=r"found 1 tokens \(<teal-cat>\), need as many as stated \(<a>, <b>\); state one for each"
     ):
         inspect(tmp_path / "delta.bin", chain.profile, Stated(tokens=("<a>", "<b>")))
+
+
+def test_the_word_of_a_file_without_tokens_is_stated(chain, store: Store, trained: Delta, tmp_path: Path):
+    torch.save({"unet": dict(trained.weights), "modifier_token": {}}, tmp_path / "delta.bin")
+    made = import_delta(
+        tmp_path / "delta.bin", chain.profile, Stated(tokens=("ktn",), categories=("cat",)), store=store
+    )
+    delta = deltas.load(store.path(made) / deltas.FILE)
+    assert not delta.tokens
+    (target,) = concept_targets(chain.profile.model, delta, 1.0, ("photo of a {}",))
+    assert [token for _, token in target.places][-3:-1] == ["ktn", "cat"]
+    with pytest.raises(DeltaError) as caught:
+        inspect(tmp_path / "delta.bin", chain.profile, Stated(tokens=("<my-cat>",)))
+    assert str(caught.value) == (
+        f"{tmp_path}/delta.bin: found no tokens, need the row of <my-cat>; export it again with it, or state the rare word, "
+        "such as sks, that it was trained with"
+    )
 
 
 def test_our_own_format_goes_through_unchanged(chain, base: Base, tmp_path: Path):

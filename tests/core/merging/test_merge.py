@@ -267,8 +267,12 @@ def test_one_concept_is_no_merge(chain):
 
 def test_a_delta_that_names_no_concept_is_refused(chain):
     nameless = dataclasses.replace(loaded(chain, chain.delta), lineage=Lineage())
-    with pytest.raises(MergeError, match="delta: found no concept named in it, need a token and its category"):
+    with pytest.raises(MergeError) as caught:
         concept_targets(chain.profile.model, nameless, 1.0, ("{}",))
+    assert str(caught.value) == (
+        "delta: found no concept named in it, need its token, or the rare word it was trained with, and its category; state both "
+        "when importing (--token, --category)"
+    )
 
 
 # Captions
