@@ -79,7 +79,7 @@ def read(opened: Opened, base: Base) -> Delta | Parts:
         case "compvis":
             parts = authors.read_compvis(path, content, base)
         case "webui":
-            parts = webui.read(content, base)
+            parts = webui.read(path, content, base)
         case "embedding":
             parts = embeddings.read(path, content)
     return Parts(parts.weights, parts.tokens | embeddings.union(opened.tokens))

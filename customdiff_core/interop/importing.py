@@ -36,7 +36,7 @@ class Inspection:
 
     format: str
     delta: Delta
-    changes: Mapping[str, float]  # relative change of each weight
+    changes: Mapping[str, float]  # relative change of each weight that is not zero in the base model
     problem: str  # why it does not fit; empty when it does
 
 
@@ -97,7 +97,11 @@ def _inspected(opened: Opened, profile: Profile, stated: Stated) -> Inspection:
             _check_new(delta.tokens, base, path)
     except DeltaError as error:
         return Inspection(opened.format, delta, {}, str(error))
-    changes = {name: relative_change(delta.whole(name, originals[name]), originals[name]) for name in sorted(originals)}
+    changes = {
+        name: relative_change(delta.whole(name, originals[name]), originals[name])
+        for name in sorted(originals)
+        if originals[name].any()
+    }
     _say_missing(delta.names, base, path)
     return Inspection(opened.format, delta, changes, _too_far(path, changes, originals) if foreign else "")
 

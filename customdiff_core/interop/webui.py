@@ -3,6 +3,7 @@
 Stable Diffusion 2 and XL keep an OpenCLIP text encoder in theirs, of which diffusers' folder lacks a layer: not written.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from customdiff_core.errors import DeltaError
-from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, QUERIES_AND_OUTPUTS
+from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
 from customdiff_core.interop import embeddings
-from customdiff_core.interop.content import Base, Parts
+from customdiff_core.interop.content import Base, Parts, tensors_of
 from customdiff_core.interop.ldm_names import TEXT, UNET, VAE, VAE_ATTENTION, renamed, unet_prefixes, vae_prefixes
 from customdiff_core.weights import encoder_names, model_folder, pipeline_part
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "embeddings"
 
@@ -28,20 +31,26 @@ def matches(content: dict[str, Any]) -> bool:
     return isinstance(state, Mapping) and f"{UNET}input_blocks.0.0.weight" in state
 
 
-def read(content: dict[str, Any], base: Base) -> Parts:
-    """Read a whole model's keys and values, other cross-attention that differs."""
-    state: Mapping[str, Any] = content.get("state_dict", content)
+def read(path: Path, content: dict[str, Any], base: Base) -> Parts:
+    """Read what a whole model's UNet has of its own: keys and values, and every other weight that differs from the base's.
+
+    A text encoder that differs is left out, and the log says so: no delta has a place for it.
+
+    Raises:
+        DeltaError: if a weight is no tensor.
+    """
+    state = content.get("state_dict", content)
+    tensors = tensors_of({name: one for name, one in state.items() if str(name).startswith((UNET, TEXT))}, str(path))
     pairs = unet_prefixes(base.unet_config)
     weights: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith(UNET) and name.endswith(CROSS_ATTENTION):
-            found = renamed(name.removeprefix(UNET), pairs, back=True)
-            if found is not None:
-                weights[found] = tensor
-    more = base.weights(name for name in weights if name.endswith(QUERIES_AND_OUTPUTS))
-    same = {name for name, tensor in more.items() if torch.equal(tensor.to(weights[name]), weights[name])}
-    weights = {name: tensor for name, tensor in weights.items() if name not in same}
-    return Parts(weights)
+    for name, tensor in tensors.items():
+        if name.startswith(UNET):
+            theirs = name.removeprefix(UNET)
+            weights[renamed(theirs, pairs, back=True) or theirs] = tensor
+    originals = base.weights(name for name in weights.keys() & base.names if not name.endswith(KEYS_AND_VALUES))
+    same = {name for name, original in originals.items() if _same(weights[name], original)}
+    _say_text_encoder(path, tensors, _component(model_folder(base.source), "text_encoder"))
+    return Parts({name: tensor for name, tensor in weights.items() if name not in same})
 
 
 def write(path: Path, parts: Parts, base: Base) -> list[Path]:
@@ -67,6 +76,27 @@ def write(path: Path, parts: Parts, base: Base) -> list[Path]:
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     written = [embeddings.write_webui(path.parent / FOLDER, token, rows) for token, rows in parts.tokens.items()]
     return [path, *written]
+
+
+def _same(tensor: Tensor, original: Tensor) -> bool:
+    """Whether a weight is the base model's, in whatever type the file has it."""
+    return torch.equal(original.to(tensor.dtype), tensor)
+
+
+def _say_text_encoder(path: Path, tensors: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> None:
+    differing = [
+        name
+        for name, original in originals.items()
+        if f"{TEXT}{name}" in tensors and not _same(tensors[f"{TEXT}{name}"], original)
+    ]
+    if differing:
+        logger.warning(
+            "left out: %s: found a text encoder with %d weights of its own, such as %s, need the base model's; pictures will "
+            "differ from those of the whole model",
+            path,
+            len(differing),
+            differing[0],
+        )
 
 
 def _component(folder: Path, name: str) -> dict[str, Tensor]:

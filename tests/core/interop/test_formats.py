@@ -286,6 +286,39 @@ def test_a_whole_model_is_what_diffusers_converter_takes_it_for(chain, trained: 
     assert_same(again, trained)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_all_that_a_whole_model_trained_is_read(
+    chain, trained: Delta, base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype
+):
+    """Beyond cross-attention, and without what is the base model's in another type."""
+    base = _with_webuis_encoder(base, tmp_path / "model")
+    names = ("conv_in.weight", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight", "conv_out.bias")
+    more = {name: 1.25 * one for name, one in base.weights(names).items()}
+    write(tmp_path / "x.safetensors", dataclasses.replace(trained, weights={**trained.weights, **more}), base, "webui")
+    state = {name: tensor.to(dtype) for name, tensor in load_file(tmp_path / "x.safetensors").items()}
+    save_file(state, tmp_path / "x.safetensors")
+    profile = chain.profile.model_copy(update={"model": base.source})
+    found = inspect(tmp_path / "x.safetensors", profile)
+    assert not found.problem
+    assert set(found.delta.weights) == {*trained.weights, *more}
+    assert all(found.changes[name] == pytest.approx(0.25, abs=1e-3) for name in more)
+    assert not caplog.messages
+    name = "cond_stage_model.transformer.text_model.final_layer_norm.weight"
+    save_file({**state, name: state[name] + 1}, tmp_path / "x.safetensors")
+    assert not inspect(tmp_path / "x.safetensors", profile).problem
+    assert caplog.messages == [
+        f"left out: {tmp_path}/x.safetensors: found a text encoder with 1 weights of its own, such as "
+        "text_model.final_layer_norm.weight, need the base model's; pictures will differ from those of the whole model"
+    ]
+
+
+def test_a_whole_model_of_another_structure_is_said(chain, tmp_path: Path):
+    layer = "model.diffusion_model.input_blocks.99.0.weight"
+    save_file({f"{UNET}input_blocks.0.0.weight": torch.zeros(3, 3), layer: torch.zeros(3)}, tmp_path / "x.safetensors")
+    problem = inspect(tmp_path / "x.safetensors", chain.profile).problem
+    assert "found input_blocks.99.0.weight, which the base model's UNet has not" in problem
+
+
 def test_a_vae_with_attention_has_webuis_names_too(tmp_path: Path):
     from diffusers import AutoencoderKL
 
@@ -522,6 +555,21 @@ def test_a_large_change_of_ones_own_is_no_other_base_model(chain, trained: Delta
     found = inspect(tmp_path / deltas.FILE, chain.profile)
     assert max(found.changes.values()) > 0.5
     assert not found.problem
+
+
+def test_a_weight_that_is_zero_in_the_base_model_has_no_relative_change(chain, tmp_path: Path, base: Base):
+    shutil.copytree(chain.profile.model.path, tmp_path / "model")
+    path = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    save_file({**state, "conv_out.bias": torch.zeros_like(state["conv_out.bias"])}, path)
+    model = base.source.model_copy(update={"path": tmp_path / "model"})
+    weights = {
+        "conv_out.bias": torch.ones_like(state["conv_out.bias"]).float(),
+        "conv_in.bias": state["conv_in.bias"].float(),
+    }
+    torch.save({"unet": weights, "modifier_token": {}}, tmp_path / "delta.bin")
+    found = inspect(tmp_path / "delta.bin", chain.profile.model_copy(update={"model": model}))
+    assert (found.changes, found.problem) == ({"conv_in.bias": 0.0}, "")
 
 
 def test_weights_of_another_base_model_are_too_far(chain, trained: Delta, base: Base, tmp_path: Path):
