@@ -11,12 +11,21 @@ from customdiff_core.config import CompressConfig
 from customdiff_core.delta import Delta
 from customdiff_core.errors import ConfigError, DeltaError
 from customdiff_core.interop import authors, diffusers_format, embeddings, lora, webui
-from customdiff_core.interop.content import Base, Parts, Rows, metadata_of, open_content
+from customdiff_core.interop.content import PICKLES, Base, Parts, Rows, metadata_of, open_content
 
 Readable = Literal["customdiff", "diffusers", "authors", "compvis", "embedding", "webui"]
 Writable = Literal[
     "customdiff", "diffusers", "diffusers-bin", "authors", "compvis", "embedding", "webui", "kohya", "peft"
 ]
+SAFETENSORS = (".safetensors",)
+SUFFIXES: Mapping[str, tuple[str, ...]] = {  # of the formats that are one file; the others are folders
+    "customdiff": SAFETENSORS,
+    "authors": PICKLES,
+    "compvis": PICKLES,
+    "webui": SAFETENSORS,
+    "kohya": SAFETENSORS,
+    "peft": SAFETENSORS,
+}
 
 
 @dataclass(frozen=True)
@@ -99,10 +108,11 @@ def write(path: Path, delta: Delta, base: Base, kind: str, rank: int = 64) -> li
         The files that were written.
 
     Raises:
-        ConfigError: for an unknown format; DeltaError: for what it cannot hold.
+        ConfigError: for an unknown format, or a path that is not called as one of it; DeltaError: for what it cannot hold.
     """
     if kind not in get_args(Writable):
         raise ConfigError(f"format: found {kind!r}, need one of {', '.join(get_args(Writable))}")
+    _check_name(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokens = {token: dict(rows) for token, rows in delta.tokens.items()}
     if kind in ("kohya", "peft"):
@@ -125,6 +135,21 @@ def write(path: Path, delta: Delta, base: Base, kind: str, rank: int = 64) -> li
             return authors.write_compvis(path, _ordered(parts, delta), base)
         case _:
             return webui.write(path, parts, base)
+
+
+def _check_name(path: Path, kind: str) -> None:
+    """Check that a path's suffix is of what is written there: every reader goes by it.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    suffixes = SUFFIXES.get(kind, ())
+    if suffixes and path.suffix not in suffixes:
+        raise ConfigError(
+            f"{path}: found {path.suffix or 'no suffix'} for {kind}, need {' or '.join(suffixes)}; call the file so"
+        )
+    if not suffixes and path.suffix in (*SAFETENSORS, *PICKLES):
+        raise ConfigError(f"{path}: found {path.suffix} for {kind}, need a folder; leave the suffix out")
 
 
 def _ordered(parts: Parts, delta: Delta) -> Parts:

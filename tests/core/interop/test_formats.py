@@ -485,11 +485,34 @@ def test_an_unknown_format_is_refused(trained: Delta, base: Base, tmp_path: Path
 
 def test_a_model_trained_as_a_whole_does_not_fit_cross_attention(trained: Delta, base: Base, tmp_path: Path):
     whole = dataclasses.replace(trained, weights={**trained.weights, "conv_in.weight": torch.zeros(1)})
-    for kind in ("diffusers", "authors", "compvis"):
+    for kind, name in (("diffusers", "out"), ("authors", "delta.bin"), ("compvis", "delta.ckpt")):
         with pytest.raises(
             DeltaError, match=r"found conv_in.weight among \d+ weights, need cross-attention alone; write a whole"
         ):
-            write(tmp_path / kind, whole, base, kind)
+            write(tmp_path / name, whole, base, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("webui", "model.ckpt", "found .ckpt for webui, need .safetensors; call the file so"),
+        (
+            "authors",
+            "x.safetensors",
+            "found .safetensors for authors, need .bin or .ckpt or .pt or .pth; call the file so",
+        ),
+        ("compvis", "delta", "found no suffix for compvis, need .bin or .ckpt or .pt or .pth; call the file so"),
+        ("customdiff", "delta.bin", "found .bin for customdiff, need .safetensors; call the file so"),
+        ("peft", "lora.bin", "found .bin for peft, need .safetensors; call the file so"),
+        ("diffusers", "x.bin", "found .bin for diffusers, need a folder; leave the suffix out"),
+        ("embedding", "x.safetensors", "found .safetensors for embedding, need a folder; leave the suffix out"),
+    ],
+)
+def test_a_file_is_called_as_what_is_in_it(trained: Delta, base: Base, tmp_path: Path, kind: str, name: str, said: str):
+    with pytest.raises(ConfigError) as caught:
+        write(tmp_path / name, trained, base, kind)
+    assert str(caught.value) == f"{tmp_path}/{name}: {said}"
+    assert not list(tmp_path.iterdir())
 
 
 # Import
