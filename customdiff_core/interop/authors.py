@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from customdiff_core.errors import DeltaError
 from customdiff_core.interop.content import ENCODERS, Base, Parts, rows_of, tensors_of
@@ -54,19 +53,15 @@ def write_delta_bin(path: Path, parts: Parts) -> list[Path]:
 
 
 def read_compvis(path: Path, content: dict[str, Any], base: Base) -> Parts:
-    """Read delta*.ckpt.
+    """Read delta*.ckpt; a layer that the base model has not keeps its name, so that what is in the file can be said.
 
     Raises:
-        DeltaError: for a layer that the base model has not.
+        DeltaError: if it holds more than tensors.
     """
     state = tensors_of(content["state_dict"], str(path))
     pairs = unet_prefixes(base.unet_config)
-    weights: dict[str, Tensor] = {}
-    for name in [name for name in state if name != EMBED]:
-        found = renamed(name.removeprefix(UNET), pairs, back=True)
-        if found is None:
-            raise DeltaError(f"{path}: found {name}, need a layer of the base model; name the base it belongs to")
-        weights[found] = state[name]
+    theirs = {name: name.removeprefix(UNET) for name in state if name != EMBED}
+    weights = {renamed(bare, pairs, back=True) or bare: state[name] for name, bare in theirs.items()}
     embed = state.get(EMBED, torch.empty(0, 0))
     return Parts(weights, {f"<new{number}>": {ENCODERS[0]: row} for number, row in enumerate(embed, 1)})
 

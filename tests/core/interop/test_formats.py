@@ -234,6 +234,17 @@ def test_compvis_delta_ckpt_is_read_and_written_bit_for_bit(trained: Delta, base
     assert_equal_files(open_content(tmp_path / "again.ckpt"), open_content(tmp_path / "delta_epoch.ckpt"))
 
 
+def test_what_is_in_a_delta_ckpt_of_another_base_model_is_said(chain, tmp_path: Path):
+    layer = "input_blocks.99.1.transformer_blocks.0.attn2.to_k.weight"
+    state = {f"{UNET}{layer}": torch.zeros(320, 768), "embed": torch.randn(1, 768)}
+    torch.save({"state_dict": state}, tmp_path / "delta.ckpt")
+    found = inspect(tmp_path / "delta.ckpt", chain.profile)
+    assert found.problem == (
+        f"delta: found {layer}, which the base model's UNet has not, need its layers; name the base it belongs to"
+    )
+    assert (found.format, set(found.delta.weights), set(found.delta.tokens)) == ("compvis", {layer}, {"<new1>"})
+
+
 def test_compvis_names_are_stable_diffusion_1s():
     """Known by heart: the first cross-attention is input block 1, the last output block 11."""
     config = {
