@@ -21,9 +21,6 @@ from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.weights import model_digest
 
-BYTES = 4  # of a float32
-HEADER = 256  # bytes of a safetensors header for each layer: two names, shapes and places
-
 
 @dataclass(frozen=True)
 class Decomposition:
@@ -44,6 +41,10 @@ class Decomposition:
         """The two thin factors, each with the square root of the singular values."""
         roots = self.values[:rank].sqrt()
         return (self.u[:, :rank] * roots).float(), (roots[:, None] * self.vt[:rank]).float()
+
+    def shapes(self, rank: int) -> Factors:
+        """The two thin factors without their values."""
+        return torch.empty(len(self.u), rank, device="meta"), torch.empty(rank, self.vt.shape[1], device="meta")
 
     def error(self, rank: int) -> float:
         """||change - factors|| / ||change||, by the values left out."""
@@ -71,9 +72,9 @@ def compress(
                 f"compression: found no changed matrix ({whole.lineage.method}), need one; a token alone is small already"
             )
         base = load_unet_weights(profile.model, tuple(whole.names))
-        made, report = compressed(whole, base, config, progress)
-        lineage = made.lineage.model_copy(update={"inputs": {"delta": delta.sha256}})
-        deltas.save(folder / deltas.FILE, replace(made, lineage=lineage))
+        lineage = whole.lineage.model_copy(update={"inputs": {"delta": delta.sha256}})
+        made, report = compressed(replace(whole, lineage=lineage), base, config, progress)
+        deltas.save(folder / deltas.FILE, made)
         return tables.write(folder / "compression.parquet", report)
 
     return store.make(stages.compress(delta, profile, config, store), produce)
@@ -98,7 +99,11 @@ def compressed(
         parts[name] = decompose(delta, name, base[name])
         progress(number, len(names), "layers decomposed")
     kept = {name: tensor for name, tensor in delta.weights.items() if name not in parts}
-    energy = config.energy if config.megabytes is None else _energy_for(config.megabytes, delta, kept, parts)
+    energy = (
+        config.energy
+        if config.megabytes is None
+        else _energy_for(config.megabytes, replace(delta, weights=kept), parts)
+    )
     ranks = {
         name: min(config.rank, len(one.values)) if config.rank else one.rank_of(energy or 0)
         for name, one in parts.items()
@@ -128,18 +133,18 @@ def decompose(delta: Delta, name: str, base: Tensor) -> Decomposition:
     return Decomposition(*torch.linalg.svd(change, full_matrices=False))
 
 
-def _energy_for(
-    megabytes: float, delta: Delta, kept: Mapping[str, Tensor], parts: Mapping[str, Decomposition]
-) -> float:
-    """The largest energy fraction, to a ten-thousandth, whose file is no larger than asked."""
-    rows = [row for rows in delta.tokens.values() for row in rows.values()]
-    fixed = sum(tensor.numel() * tensor.element_size() for tensor in (*rows, *kept.values())) + HEADER * (
-        len(parts) + 8
-    )
+def _energy_for(megabytes: float, kept: Delta, parts: Mapping[str, Decomposition]) -> float:
+    """The largest energy fraction, to a ten-thousandth, whose file is no larger than asked.
+
+    Args:
+        megabytes: of the file, 1e6 bytes each.
+        kept: the delta with those weights alone that stay whole.
+        parts: the others.
+    """
 
     def size(energy: float) -> int:
-        numbers = sum(one.rank_of(energy) * (len(one.u) + one.vt.shape[1]) for one in parts.values())
-        return fixed + BYTES * numbers
+        factors = {name: one.shapes(one.rank_of(energy)) for name, one in parts.items()}
+        return deltas.size(replace(kept, factors=factors))
 
     low, high = 0, 10_000
     if size(0.0) > megabytes * 1e6:

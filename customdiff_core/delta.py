@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +22,7 @@ from customdiff_core.lineage import Lineage, from_metadata, to_metadata
 TOKEN_PREFIX = "modifier_token."
 LEFT, RIGHT = ".left", ".right"
 FILE = "delta.safetensors"
+LONGEST_TYPE = "F8_E4M3"  # as safetensors spells types
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,13 +67,22 @@ class Delta:
 
 def save(path: Path, delta: Delta) -> None:
     """Write a delta; equal deltas give equal files."""
-    tensors: dict[str, torch.Tensor] = dict(delta.weights)
-    for name, (left, right) in delta.factors.items():
-        tensors |= {name + LEFT: left, name + RIGHT: right}
-    for token, rows in delta.tokens.items():
-        tensors |= {f"{TOKEN_PREFIX}{token}.{encoder}": row.clone() for encoder, row in rows.items()}
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in _named(delta).items()}
     path.write_bytes(_ordered(to_bytes(kept, metadata=to_metadata(delta.lineage))))
+
+
+def size(delta: Delta) -> int:
+    """The bytes that a delta's file has at most: a few a tensor fewer, where its type and its place are shorter to write.
+
+    It reads shapes and types alone, so that meta tensors do.
+    """
+    tensors = _named(delta)
+    data = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    header: dict[str, Any] = {
+        name: {"dtype": LONGEST_TYPE, "shape": list(tensor.shape), "data_offsets": [data, data]}
+        for name, tensor in tensors.items()
+    }
+    return len(_header(header | {"__metadata__": to_metadata(delta.lineage)})) + data
 
 
 def load(path: Path) -> Delta:
@@ -187,6 +198,16 @@ def add_tokens(encoders: Iterable[TextEncoder], delta: Delta) -> None:
         embedding_table(encoder).requires_grad_(False)
 
 
+def _named(delta: Delta) -> dict[str, torch.Tensor]:
+    """A delta's tensors under their names in the file."""
+    tensors: dict[str, torch.Tensor] = dict(delta.weights)
+    for name, (left, right) in delta.factors.items():
+        tensors |= {name + LEFT: left, name + RIGHT: right}
+    for token, rows in delta.tokens.items():
+        tensors |= {f"{TOKEN_PREFIX}{token}.{encoder}": row.clone() for encoder, row in rows.items()}
+    return tensors
+
+
 def _factored(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [name.removesuffix(LEFT) for name in tensors if name.endswith(LEFT)]
 
@@ -212,9 +233,14 @@ def _with_tokens(lineage: Lineage, tokens: list[str]) -> Lineage:
 
 def _ordered(data: bytes) -> bytes:
     """Sort the header of a safetensors file: the library writes metadata in another order each time, and the digest with it."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return _header(header) + data[8 + length :]
+
+
+def _header(content: Mapping[str, Any]) -> bytes:
+    """What a safetensors file starts with: eight bytes of length, and JSON that ends at a multiple of eight."""
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     padded = text.ljust(-(-len(text) // 8) * 8)
-    return len(padded).to_bytes(8, "little") + padded + data[8 + size :]
+    return len(padded).to_bytes(8, "little") + padded

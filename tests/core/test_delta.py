@@ -79,6 +79,13 @@ def test_the_names_in_the_file_are_the_documented_ones(chain):
     assert "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight" in names
 
 
+def test_the_size_of_a_file_is_known_before_it_is_written(trained: Delta, tmp_path):
+    deltas.save(tmp_path / "delta.safetensors", trained)
+    size = (tmp_path / "delta.safetensors").stat().st_size
+    meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in trained.weights.items()}
+    assert size <= deltas.size(replaced(trained, weights=meta)) <= size + 12 * (len(meta) + 1)
+
+
 @pytest.mark.parametrize(
     ("metadata", "found"), [(None, "no format"), ({"format": "customdiff-delta-9"}, "customdiff-delta-9")]
 )
