@@ -91,7 +91,7 @@ def compressed(
     stated = [name for name, value in config.model_dump().items() if value is not None]
     if len(stated) != 1:
         raise ConfigError(
-            f"compression: found {', '.join(stated) or 'none'} stated, need one of energy, rank, megabytes"
+            f"compression: found {', '.join(stated) or 'none'} stated, need one of energy, rank, megabytes; leave the others out"
         )
     parts: dict[str, Decomposition] = {}
     names = sorted(name for name in delta.names if base[name].ndim == 2)

@@ -53,7 +53,9 @@ def from_metadata(metadata: dict[str, str], what: str) -> Lineage:
         raise DeltaError(
             f"{what}: found a {found} header that cannot be read ({type(error).__name__}), need it whole; copy it again"
         ) from error
-    raise DeltaError(f"{what}: found {found}, need {FORMAT}; it was written by another program or a newer version")
+    raise DeltaError(
+        f"{what}: found {found}, need {FORMAT}; update this program if a newer version wrote it, or import it if another did"
+    )
 
 
 def _first(metadata: dict[str, str]) -> Lineage:

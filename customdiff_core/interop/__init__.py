@@ -6,7 +6,7 @@
 | diffusers | folder: `pytorch_custom_diffusion_weights.*`, `<token>.*` | cross-attention, tokens |
 | authors | `delta.bin` | cross-attention under diffusers' names, tokens |
 | compvis | `delta*.ckpt` | cross-attention under CompVis' names, tokens without their names |
-| embedding | `<token>.safetensors`, `.bin`, `.pt` | a token alone (textual inversion) |
+| embedding | `<token>.safetensors`, `.bin`, `.pt`, or a folder of them | tokens alone (textual inversion) |
 | webui | `*.safetensors` or `.ckpt`, and `embeddings/<token>.pt` | a whole model |
 | kohya, peft | `*.safetensors` | thin factors (LoRA); written only |
 

@@ -9,7 +9,7 @@ from customdiff_core import delta as deltas
 from customdiff_core.compression import compressed
 from customdiff_core.config import CompressConfig
 from customdiff_core.delta import Delta
-from customdiff_core.errors import ConfigError, DeltaError
+from customdiff_core.errors import ConfigError, DeltaError, did_you_mean
 from customdiff_core.interop import authors, diffusers_format, embeddings, lora, webui
 from customdiff_core.interop.content import PICKLES, Base, Parts, Rows, metadata_of, open_content
 
@@ -68,7 +68,9 @@ def identify(path: Path) -> Opened:
         if found:
             return Opened(path, kind, content, _beside(path, kind))
     some = ", ".join(list(map(str, content))[:3]) or "nothing"
-    raise DeltaError(f"{path}: found a file that holds {some}, need one of {', '.join(get_args(Readable))}")
+    raise DeltaError(
+        f"{path}: found a file that holds {some}, need one of {', '.join(get_args(Readable))}; export it again as one of them"
+    )
 
 
 def read(opened: Opened, base: Base) -> Delta | Parts:
@@ -111,7 +113,8 @@ def write(path: Path, delta: Delta, base: Base, kind: str, rank: int = 64) -> li
         ConfigError: for an unknown format, or a path that is not called as one of it; DeltaError: for what it cannot hold.
     """
     if kind not in get_args(Writable):
-        raise ConfigError(f"format: found {kind!r}, need one of {', '.join(get_args(Writable))}")
+        remedy = did_you_mean(kind, get_args(Writable)) or "; choose one of them"
+        raise ConfigError(f"format: found {kind!r}, need one of {', '.join(get_args(Writable))}{remedy}")
     _check_name(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     tokens = {token: dict(rows) for token, rows in delta.tokens.items()}

@@ -105,7 +105,10 @@ def test_a_size_that_nothing_fits_is_refused(delta: Delta, base):
 def test_exactly_one_way_must_be_stated(delta: Delta, base, config, found: str):
     with pytest.raises(ConfigError) as caught:
         compressed(delta, base, CompressConfig(**config))
-    assert str(caught.value) == f"compression: found {found} stated, need one of energy, rank, megabytes"
+    assert (
+        str(caught.value)
+        == f"compression: found {found} stated, need one of energy, rank, megabytes; leave the others out"
+    )
 
 
 def test_factors_are_compressed_again_without_the_whole_matrix(delta: Delta, base):

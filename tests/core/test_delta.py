@@ -94,8 +94,8 @@ def test_another_format_is_refused(tmp_path, metadata, found: str):
     with pytest.raises(DeltaError) as error:
         deltas.load(tmp_path / "other.safetensors")
     assert str(error.value) == (
-        f"{tmp_path}/other.safetensors: found {found}, need customdiff-delta-2; it was written by another program or a newer "
-        "version"
+        f"{tmp_path}/other.safetensors: found {found}, need customdiff-delta-2; update this program if a newer version wrote it, "
+        "or import it if another did"
     )
 
 

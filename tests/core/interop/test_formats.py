@@ -476,22 +476,31 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path, value: Any):
 
 def test_what_is_in_a_file_is_said_when_nobody_knows_it(tmp_path: Path):
     save_file({"lstm.weight": torch.zeros(3, 3)}, tmp_path / "x.safetensors")
-    with pytest.raises(
-        DeltaError, match=r"found a file that holds lstm.weight, need one of customdiff, diffusers, authors"
-    ):
+    with pytest.raises(DeltaError) as caught:
         identify(tmp_path / "x.safetensors")
+    assert str(caught.value) == (
+        f"{tmp_path}/x.safetensors: found a file that holds lstm.weight, need one of customdiff, diffusers, authors, compvis, "
+        "embedding, webui; export it again as one of them"
+    )
 
 
 def test_a_missing_file_and_an_empty_folder(tmp_path: Path):
     with pytest.raises(DeltaError, match=r"/none.bin: found no file, need trained weights; correct the path"):
         identify(tmp_path / "none.bin")
-    with pytest.raises(DeltaError, match=r"found no pytorch_custom_diffusion_weights.safetensors or .bin"):
+    with pytest.raises(DeltaError) as caught:
         identify(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: found no pytorch_custom_diffusion_weights.safetensors or .bin, nor a token's file, need a folder of "
+        "diffusers' Custom Diffusion; name the folder that holds them, or the file itself"
+    )
 
 
 def test_an_unknown_format_is_refused(trained: Delta, base: Base, tmp_path: Path):
-    with pytest.raises(ConfigError, match="format: found 'onnx', need one of customdiff, diffusers"):
-        write(tmp_path / "x", trained, base, "onnx")
+    known = "customdiff, diffusers, diffusers-bin, authors, compvis, embedding, webui, kohya, peft"
+    for kind, remedy in (("zzzz", "choose one of them"), ("diffuser", "did you mean 'diffusers'?")):
+        with pytest.raises(ConfigError) as caught:
+            write(tmp_path / "x", trained, base, kind)
+        assert str(caught.value) == f"format: found {kind!r}, need one of {known}; {remedy}"
 
 
 def test_a_model_trained_as_a_whole_does_not_fit_cross_attention(trained: Delta, base: Base, tmp_path: Path):
