@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from customdiff_core import concepts, published
 from customdiff_core.errors import ConceptError
+from customdiff_core.settings import REPOSITORY
 
 
 @pytest.fixture
@@ -158,3 +159,11 @@ def test_the_readmes_table_is_renewed_between_its_marks(tmp_path: Path, monkeypa
     readme.write_text("no marks")
     assert CliRunner().invoke(app, ["table", "mine", "--readme", str(readme)]).exit_code == 1
     assert readme.read_text() == "no marks"
+
+
+@pytest.mark.parametrize("kind", ["benchmark", "search"])
+def test_the_readmes_own_tables_are_made_by_the_command(kind: str) -> None:
+    _, _, rest = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition(f"<!-- {kind} -->")
+    table, end, _ = rest.partition(f"<!-- /{kind} -->")
+    assert end
+    assert "| Text alignment |" in table or "| text alignment |" in table

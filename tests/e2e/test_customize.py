@@ -1,6 +1,5 @@
 """`prefect deployment run customize/cat`, really: server, worker, index, training, evaluation, report."""
 
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from customdiff_core.finetuning.finetune import finetune
 
 from .conftest import BRIEF, SMALL, Stack, until
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("one")]
 KILLED = {"steps": 120, "seed": 7, "batch_size": 2}
 STAGES = {"build-index", "retrieve", "augment", "finetune", "evaluate", "report"}
 
@@ -90,7 +89,9 @@ def test_a_killed_training_goes_on_and_ends_at_the_same_weights(stack: Stack, fi
     for process in stack.engines(run):
         process.kill()
     assert stack.wait(run, {"CRASHED"})["state_type"] == "CRASHED"
-    time.sleep(20)  # Prefect's worker dies of a run that comes back before it has let go of its slot
+    # Prefect's worker dies of a run that comes back before it has let go of its slot.
+    done = {"event": {"name": ["prefect.worker.executed-flow-run"]}, "related": {"id": [f"prefect.flow-run.{run}"]}}
+    until(lambda: stack.post("events/filter", {"filter": done})["events"], "the worker to be done with the killed run")
 
     retried = stack.command("prefect", "flow-run", "retry", run)
     assert retried.returncode == 0, retried.stdout + retried.stderr

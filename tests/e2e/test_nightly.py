@@ -16,7 +16,7 @@ from customdiff_core.benchmark.cells import training_seed
 from .conftest import REPOSITORY, Stack, until
 from .test_browser import CHROMIUM, FLAGS, NEEDED
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("one")]
 BROKEN = "no-such-concept"
 SMALL: dict[str, Any] = {
     "protocol": "openmoji-quick",
@@ -47,6 +47,7 @@ def first(stack: Stack) -> dict[str, Any]:
     for command in ("down", "up"):
         done = stack.local(command)
         assert done.returncode == 0, done.stdout + done.stderr
+    stack.pause_schedules()  # deployed anew, they are active
     return stack.run("benchmark/quick", **SMALL)
 
 
@@ -92,8 +93,8 @@ def test_an_unbroken_night_has_the_same_figures(stack: Stack, first: dict[str, A
 
 
 @pytest.fixture(scope="module")
-def scheduled(stack: Stack, first: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Another night, started by a schedule like the nightly one's, brought forward to the next minute."""
+def planned(stack: Stack, first: dict[str, Any]) -> Iterator[str]:
+    """Another night, planned by a schedule like the nightly one's, brought forward to the next minute: its run."""
     quick = stack.post("deployments/name/benchmark/quick", method="GET")["id"]
     soon = datetime.now(UTC) + timedelta(seconds=80)
     tonight = {name: value for name, value in SMALL.items() if name != "night"}
@@ -101,13 +102,52 @@ def scheduled(stack: Stack, first: dict[str, Any]) -> Iterator[dict[str, Any]]:
     [made] = stack.post(f"deployments/{quick}/schedules", [plan | {"active": True}])
     due = {"flow_runs": {"expected_start_time": {"before_": (soon + timedelta(minutes=2)).isoformat()}}}
     wanted = due | {"deployments": {"id": {"any_": [quick]}}}
-    planned = until(
+    runs = until(
         lambda: [one for one in stack.post("flow_runs/filter", wanted) if one["auto_scheduled"]], "the schedule's run"
     )
-    run = stack.wait(planned[0]["id"])
-    assert run["state_type"] == "COMPLETED", run["state"]["message"]
-    yield run
+    yield runs[0]["id"]
     stack.api.delete(f"deployments/{quick}/schedules/{made['id']}").raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def scheduled(stack: Stack, planned: str) -> dict[str, Any]:
+    """That night, when it is over."""
+    run = stack.wait(planned)
+    assert run["state_type"] == "COMPLETED", run["state"]["message"]
+    return run
+
+
+def test_the_schedule_makes_runs_and_the_automation_is_taken(stack: Stack, planned: str) -> None:
+    nightly = stack.post("deployments/name/benchmark/nightly", method="GET")
+    [schedule] = nightly["schedules"]
+    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
+    stack.post(f"deployments/{nightly['id']}/schedules/{schedule['id']}", {"active": True}, method="PATCH")
+    wanted = {
+        "deployments": {"id": {"any_": [nightly["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    scheduled = until(lambda: stack.post("flow_runs/filter", wanted), "the scheduled runs")
+    assert all(one["auto_scheduled"] for one in scheduled)
+    assert {one["expected_start_time"][11:16] for one in scheduled} == {"03:00"}
+    stack.post(f"deployments/{nightly['id']}/schedules/{schedule['id']}", {"active": False}, method="PATCH")
+    made = stack.command("prefect", "automation", "create", "--from-file", "deployments/automation-drift.yaml")
+    assert made.returncode == 0, made.stdout + made.stderr
+
+
+def test_a_search_chooses_on_one_concept_and_tests_on_another(stack: Stack, planned: str) -> None:
+    small = {name: SMALL["change"][name] for name in ("prompts", "seeds", "sample", "kid_images", "kid_subset_size")}
+    trials = [{"steps": [1, 2]}, {"steps": 3, "learning_rate": 1e30}]  # whose loss is soon no number
+    change = small | {"concept": "cat", "tested": ["dog"], "trials": trials, "trainings": 1, "lost": 5}
+    run = stack.run("search/custom-diffusion", change=change)
+    shown = stack.artifacts(run["id"])["search-openmoji-custom-diffusion"]
+    assert "Tested on dog" in shown
+    assert "failed: TrainingError" in shown
+    assert "data:image/" in shown
+    found = next(one.artifact for one in stack.store.manifests("search") if run["id"] in one.producer)
+    table = tables.read(stack.store, found, "trials")
+    assert list(table["concept"]) == ["cat"] * 4 + ["dog"] * 2
+    best = table[table["concept"] == "cat"].iloc[1:]["image"].idxmax()
+    assert list(table.index[table["chosen"] & (table["concept"] == "cat")]) == [best]
 
 
 def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(
@@ -127,43 +167,10 @@ def test_another_night_trains_anew_by_its_date_and_stands_beside_the_first(
     assert any("ConceptError" in one for one in found[0]["payload"]["what"])
 
 
-def test_the_schedule_makes_runs_and_the_automation_is_taken(stack: Stack) -> None:
-    nightly = stack.post("deployments/name/benchmark/nightly", method="GET")
-    [schedule] = nightly["schedules"]
-    assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == ("0 3 * * *", "UTC")
-    stack.post(f"deployments/{nightly['id']}/schedules/{schedule['id']}", {"active": True}, method="PATCH")
-    wanted = {
-        "deployments": {"id": {"any_": [nightly["id"]]}},
-        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
-    }
-    scheduled = until(lambda: stack.post("flow_runs/filter", wanted), "the scheduled runs")
-    assert all(one["auto_scheduled"] for one in scheduled)
-    assert {one["expected_start_time"][11:16] for one in scheduled} == {"03:00"}
-    stack.pause_schedules()
-    made = stack.command("prefect", "automation", "create", "--from-file", "deployments/automation-drift.yaml")
-    assert made.returncode == 0, made.stdout + made.stderr
-
-
-def test_a_search_chooses_on_one_concept_and_tests_on_another(stack: Stack, first: dict[str, Any]) -> None:
-    small = {name: SMALL["change"][name] for name in ("prompts", "seeds", "sample", "kid_images", "kid_subset_size")}
-    trials = [{"steps": [1, 2]}, {"steps": 3, "learning_rate": 1e30}]  # whose loss is soon no number
-    change = small | {"concept": "cat", "tested": ["dog"], "trials": trials, "trainings": 1, "lost": 5}
-    run = stack.run("search/custom-diffusion", change=change)
-    shown = stack.artifacts(run["id"])["search-openmoji-custom-diffusion"]
-    assert "Tested on dog" in shown
-    assert "failed: TrainingError" in shown
-    assert "data:image/" in shown
-    found = next(one.artifact for one in stack.store.manifests("search") if run["id"] in one.producer)
-    table = tables.read(stack.store, found, "trials")
-    assert list(table["concept"]) == ["cat"] * 4 + ["dog"] * 2
-    best = table[table["concept"] == "cat"].iloc[1:]["image"].idxmax()
-    assert list(table.index[table["chosen"] & (table["concept"] == "cat")]) == [best]
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_the_page_fits_desktop_and_phone(
-    stack: Stack, first: dict[str, Any], tmp_path: Path, width: int, scheme: Any
+    stack: Stack, scheduled: dict[str, Any], tmp_path: Path, width: int, scheme: Any
 ) -> None:
     if CHROMIUM is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(NEEDED)
@@ -176,12 +183,14 @@ def test_the_page_fits_desktop_and_phone(
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
         page.on("request", lambda request: requested.append(request.url))
         page.goto(f"{stack.files_url}/report/{report.key}/report.html")
-        page.get_by_text("The paper’s table, measured on").first.wait_for()
+        page.get_by_text(f"The paper’s table, measured on {str(scheduled['expected_start_time'])[:10]}").wait_for()
+        page.get_by_alt_text("Control chart of Text alignment").wait_for()
+        page.get_by_text("2 nights so far").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)")
         chosen = os.environ.get("CUSTOMDIFF_SCREENSHOTS")
         picture = (REPOSITORY / chosen if chosen else tmp_path) / f"benchmark-{width}.png"
-        page.screenshot(path=picture)
+        page.screenshot(path=picture, full_page=True)
         browser.close()
     assert picture.stat().st_size > 10_000
     assert [url for url in requested if not url.startswith((stack.files_url, "data:"))] == []

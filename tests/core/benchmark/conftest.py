@@ -110,8 +110,10 @@ def _cell(
         shares = {"custom-diffusion": 0.022, "dreambooth": 1.0}
         spent = dict.fromkeys(COSTS, 2.0) | {"trained_share": shares.get(cell.row, 0.5)}
         tables.write(folder / "costs.parquet", [spent if cell.what.way != "base" else dict.fromkeys(COSTS, 0.0)])
-        drawn = _samples(store, cell)
-        tables.write(folder / "sources.parquet", [{"name": "samples", **drawn.model_dump()}])
+        handles = {"samples": _samples(store, cell)}
+        if cell.what.way != "base":
+            handles["delta"] = _training(store, cell)
+        tables.write(folder / "sources.parquet", [{"name": name, **one.model_dump()} for name, one in handles.items()])
         return tables.write(folder / "measures.parquet", measures)
 
     config = {"row": cell.row, "concepts": list(cell.concepts), "share": cell.share, "spread": spread, "seed": seed}
@@ -119,6 +121,12 @@ def _cell(
     recipe = Recipe(kind="cell", inputs={"judge": judge, "terms": terms}, config=config, code=str(level), versions={})
     # The levels are what a change of code would be: cells of other levels are of other settings.
     return store.make(recipe, produce)
+
+
+def _training(store: Store, cell: Cell) -> Artifact:
+    """What stands for a delta; each has another content."""
+    recipe = Recipe(kind="delta", inputs={}, config={"cell": cell.name}, code="0", versions={})
+    return store.make(recipe, lambda folder: tables.write(folder / "delta.parquet", [{"cell": cell.name}]))
 
 
 def _samples(store: Store, cell: Cell) -> Artifact:
