@@ -9,7 +9,15 @@ from customdiff_core import concepts as concept_files
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.augmentation import augment
 from customdiff_core.concepts import Concept
-from customdiff_core.config import FinetuneConfig, IndexConfig, MergeConfig, Runtime, Stated
+from customdiff_core.config import (
+    AugmentConfig,
+    FinetuneConfig,
+    IndexConfig,
+    MergeConfig,
+    RetrieveConfig,
+    Runtime,
+    Stated,
+)
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.interop.importing import import_delta
@@ -40,25 +48,40 @@ class Pipeline:
             return None
         return build_index(self.profile, IndexConfig(), **self._told("index"))
 
-    def training_set(self, concept: Concept, method: str, *, regularized: bool = True) -> Artifact:
-        """A concept's views with the regularization images that a method has, or without any."""
-        chosen, profile = methods.get(method), self.profile
-        source = chosen.regularization if regularized else "none"
-        config = profile.retrieve.model_copy(update={"regularization": source})
+    def training_set(self, concept: Concept, retrieval: RetrieveConfig, views: AugmentConfig) -> Artifact:
+        """A concept's views with regularization images, or without any."""
         regularization: Artifact | None = None
-        if source != "none":
-            index = self.index() if source == "retrieved" else None
-            regularization = retrieve(concept, index, profile, config, **self._told("retrieve"))
-        views = profile.augment.model_copy(update={"random_resize": chosen.random_resize})
-        return augment(concept, regularization, profile, views, **self._told("augment"))
+        if retrieval.regularization != "none":
+            index = self.index() if retrieval.regularization == "retrieved" else None
+            regularization = retrieve(concept, index, self.profile, retrieval, **self._told("retrieve"))
+        return augment(concept, regularization, self.profile, views, **self._told("augment"))
 
     def train(
-        self, names: Sequence[str], config: FinetuneConfig, *, sequential: bool = False, regularized: bool = True
+        self,
+        names: Sequence[str],
+        config: FinetuneConfig,
+        *,
+        sequential: bool = False,
+        regularized: bool = True,
+        retrieval: RetrieveConfig | None = None,
+        views: AugmentConfig | None = None,
     ) -> Artifact:
-        """Teach concepts of data/concepts: one, several jointly, or one after the other."""
+        """Teach concepts of data/concepts: one, several jointly, or one after the other.
+
+        Args:
+            names: of the concepts.
+            config: the method and its settings.
+            sequential: one after the other.
+            regularized: with regularization images; without is an ablation.
+            retrieval: which ones; None: as the profile has it for the method.
+            views: of the concepts' pictures; None: likewise.
+        """
         method = methods.get(config.method)
         wanted = tuple(method.words(concept_files.load(name)) for name in names)
-        sets = tuple(self.training_set(concept, config.method, regularized=regularized) for concept in wanted)
+        retrieval, views = retrieval or self.profile.retrieval(method.name), views or self.profile.views(method.name)
+        if not regularized:
+            retrieval = retrieval.model_copy(update={"regularization": "none"})
+        sets = tuple(self.training_set(concept, retrieval, views) for concept in wanted)
         groups = (
             [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]
             if sequential

@@ -106,8 +106,7 @@ class RetrieveOptions(Frozen):
 
     def resolve(self, profile: Profile, method: str = "custom-diffusion") -> RetrieveConfig:
         """The stage's settings."""
-        own = profile.retrieve.model_copy(update={"regularization": methods.get(method).regularization})
-        return _filled(own, self)
+        return _filled(profile.retrieval(method), self)
 
 
 class AugmentOptions(Frozen):
@@ -124,8 +123,7 @@ class AugmentOptions(Frozen):
 
     def resolve(self, profile: Profile, method: str = "custom-diffusion") -> AugmentConfig:
         """The stage's settings."""
-        own = profile.augment.model_copy(update={"random_resize": methods.get(method).random_resize})
-        return _filled(own, self)
+        return _filled(profile.views(method), self)
 
 
 class TrainOptions(Frozen):

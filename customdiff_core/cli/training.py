@@ -8,6 +8,7 @@ from rich.table import Table
 from customdiff_core import concepts as concept_files
 from customdiff_core.artifacts import Artifact
 from customdiff_core.cli.bars import bars, console
+from customdiff_core.cli.changes import changed, read_changes
 from customdiff_core.cli.machine import (
     CategoryOption,
     DeviceOption,
@@ -26,6 +27,7 @@ from customdiff_core.cli.machine import (
     told,
 )
 from customdiff_core.config import Stated
+from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning import methods
 
 
@@ -36,6 +38,15 @@ def train(
     method: MethodOption = "custom-diffusion",
     steps: StepsOption = None,
     seed: SeedOption = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting of the training (prior_weight=0), its views (augment.random_resize=false) or its regularization "
+            "images (retrieve.regularization=generated); wins over the options above.",
+        ),
+    ] = None,
     profile: ProfileOption = "openmoji",
     weights: WeightsOption = None,
     index: IndexOption = None,
@@ -45,12 +56,21 @@ def train(
     from customdiff_core.pipeline import Pipeline
 
     with told():
+        if joint and sequential:
+            raise ConfigError("train: found --joint and --sequential, need one of them; leave the other out")
         here = machine(profile, weights, index, device)
-        config = here.training(method, steps, seed)
+        changes = read_changes(settings or ())
+        training = changed(here.training(str(changes[""].get("method", method)), steps, seed), changes[""])
+        concept_files.check_prompts(training.preview_prompts, "preview_prompts")
+        retrieval = changed(here.profile.retrieval(training.method), changes["retrieve."])
+        views = changed(here.profile.views(training.method), changes["augment."])
         groups = [names] if joint or sequential else [[name] for name in names]
         with bars() as tell:
             pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
-            made = [pipeline.train(group, config, sequential=sequential) for group in groups]
+            made = [
+                pipeline.train(group, training, sequential=sequential, retrieval=retrieval, views=views)
+                for group in groups
+            ]
         for one in made:
             say(here, one)
 

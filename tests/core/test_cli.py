@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ from typer.testing import CliRunner
 
 from customdiff_core import delta as deltas
 from customdiff_core import images, tables
+from customdiff_core.artifacts import Artifact
 from customdiff_core.cli import bars as bars_module
 from customdiff_core.cli.app import app
 from customdiff_core.cli.bars import Bars
+from customdiff_core.cli.changes import read_changes
 from customdiff_core.cli.drawing import texts_for
+from customdiff_core.config import AugmentConfig, EarlyStop, FinetuneConfig, RetrieveConfig
+from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 
 
@@ -85,6 +90,65 @@ def test_compress_says_what_it_costs(chain, run):
     assert "rank 2 to 2, relative error 0." in said
     key = said.split()[1]
     assert set(deltas.load(chain.store.path(chain.store.get("delta", key)) / deltas.FILE).factors)
+
+
+@pytest.fixture
+def trained(chain, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, Any]]]:
+    """What is trained, with which settings; nothing is."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+
+    def train(self: Pipeline, names: list[str], config: FinetuneConfig, **named: Any) -> Artifact:
+        found.append((names, {"config": config, **named}))
+        return chain.delta
+
+    monkeypatch.setattr(Pipeline, "train", train)
+    return found
+
+
+def test_every_setting_of_a_training_can_be_stated(run, trained):
+    settings = ["method=dreambooth", "prior_weight=0", 'preview_prompts=["a {}"]', "early_stop.views=4"]
+    settings += ["augment.random_resize=false", "retrieve.regularization=retrieved", "retrieve.fetch.deadline_s=3"]
+    code, said = run("train", "cat", "dog", "--steps", "7", *(word for one in settings for word in ("--set", one)))
+    assert code == 0, said
+    assert [names for names, _ in trained] == [["cat"], ["dog"]]
+    _, found = trained[0]
+    config = found["config"]
+    assert (config.method, config.steps, config.prior_weight) == ("dreambooth", 7, 0)
+    assert (config.preview_prompts, config.early_stop) == (("a {}",), EarlyStop(views=4))
+    assert not found["views"].random_resize
+    assert (found["retrieval"].regularization, found["retrieval"].fetch.deadline_s) == ("retrieved", 3)
+
+
+def test_a_setting_is_stated_by_every_name_that_the_stages_know():
+    known = read_changes(
+        [
+            f"{stage}{name}=1"
+            for stage, kind in (("", FinetuneConfig), ("augment.", AugmentConfig), ("retrieve.", RetrieveConfig))
+            for name in kind.model_fields
+        ]
+    )
+    assert set(known[""]) == set(FinetuneConfig.model_fields)
+    assert set(known["augment."]) == set(AugmentConfig.model_fields)
+    assert set(known["retrieve."]) == set(RetrieveConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "prior_wieght=0"], "did you mean 'prior_weight'?"),
+        (["--set", "augment.veiws=9"], "found 'augment.veiws', need one of augment.resolution, augment.views,"),
+        (["--set", "prior_weight"], "--set: found 'prior_weight', need name=value; for example --set prior_weight=0"),
+        (["--set", "prior_weight=much"], "prior_weight: found 'much'; Input should be a valid number"),
+        (["--set", "retrieve.regularization=some"], "found 'some'; Input should be 'retrieved', 'generated' or 'none'"),
+        (["--set", 'preview_prompts=["a cat"]'], "preview_prompts: found 0 placeholders in 'a cat'"),
+        (["--joint", "--sequential"], "train: found --joint and --sequential, need one of them; leave the other out"),
+    ],
+)
+def test_what_a_training_does_not_take_is_said_before_it(run, trained, arguments: list[str], words: str):
+    code, said = run("train", "cat", "dog", *arguments)
+    assert code == 1
+    assert words in said
+    assert not trained
 
 
 def test_compose_merges_and_says_what_is_no_constraint(chain, dog_delta, run):

@@ -56,6 +56,15 @@ def test_each_method_has_its_regularization_and_its_views(
         assert dict(calls)["retrieve"] == ("ktn", False, "generated")
 
 
+def test_stated_views_and_regularization_images_win(openmoji, store: Store, calls):
+    retrieval = openmoji.retrieve.model_copy(update={"regularization": "generated"})
+    views = openmoji.augment.model_copy(update={"random_resize": False})
+    Pipeline(openmoji, store).train(["cat"], openmoji.finetune, retrieval=retrieval, views=views)
+    assert stages(calls) == ["retrieve", "augment", "finetune"]
+    assert dict(calls)["retrieve"] == ("<teal-cat>", False, "generated")
+    assert dict(calls)["augment"] == ("cat", True, False)
+
+
 def test_joint_is_one_training_and_sequential_goes_on_from_the_last(openmoji, store: Store, calls):
     pipeline, config = Pipeline(openmoji, store), openmoji.finetune
     pipeline.train(["cat", "dog"], config)
