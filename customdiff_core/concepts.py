@@ -11,10 +11,12 @@ from pydantic import Field, ValidationError
 from customdiff_core import images
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError, did_you_mean
+from customdiff_core.lineage import Taught
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
 PLACEHOLDER = "{}"
+PLACES = re.compile(r"\{(\d+)\}")  # of several concepts
 NOTES = frozenset({".md", ".txt"})  # may lie beside pictures
 
 
@@ -46,7 +48,7 @@ class Concept(Frozen):
     @property
     def noun(self) -> str:
         """V* and its category, as prompts say it: "<teal-cat> cat"."""
-        return f"{self.modifier_token} {self.category}"
+        return f"{self.modifier_token} {self.category}".strip()
 
     @property
     def digest(self) -> str:
@@ -125,6 +127,27 @@ def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = No
     return concept
 
 
+def of_taught(one: Taught) -> Concept:
+    """Return what a delta was taught as a concept: that of data/concepts which it was trained on, or else its words alone.
+
+    What came in a file of another program has no pictures here, and no category unless somebody stated it.
+    """
+    words = one.model_dump(include={"category", "modifier_token"})
+    if one.initializer_token and one.name in names():
+        return load(one.name).model_copy(update=words)
+    return Concept(
+        name=one.name,
+        title=one.noun,
+        initializer_token=one.initializer_token,
+        instance_prompt=f"photo of a {PLACEHOLDER}",
+        class_prompt=f"photo of a {one.category}",
+        prompts=(),
+        images=(),
+        folder=_root(None) / one.name,
+        **words,
+    )
+
+
 def load_folder(folder: Path, prompts: Sequence[str] | None = None) -> Concept:
     """Load a concept from any folder; see `load`."""
     spec = _read_spec(folder)
@@ -198,12 +221,17 @@ def prompts_together(
 
 
 def check_prompts_together(prompts: Sequence[str], count: int) -> None:
-    """Check that every prompt names every concept once.
+    """Check that every prompt names every concept once, and no other.
 
     Raises:
         ConfigError: naming the first that does not.
     """
     for prompt in prompts:
+        if beyond := [number for number in PLACES.findall(prompt) if int(number) >= count]:
+            raise ConfigError(
+                f"prompts: found {{{beyond[0]}}} in {prompt!r}, need {{0}} to {{{count - 1}}} alone for {count} concepts; "
+                "leave it out"
+            )
         for place in (f"{{{number}}}" for number in range(count)):
             if prompt.count(place) != 1:
                 raise ConfigError(

@@ -9,7 +9,9 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Stated
 from customdiff_core.finetuning import methods
+from customdiff_core.lineage import lineage_of
 from customdiff_core.profiles import Profile
+from customdiff_core.recipes import is_key
 from customdiff_core.stages import standing
 from tasks.stores import store
 
@@ -33,14 +35,22 @@ def taken(name: str, profile: Profile) -> Artifact:
 
 
 def taken_in(names: Sequence[str], profile: Profile, stated: Stated) -> dict[str, Artifact]:
-    """Return the deltas of those names that are other programs' files, each with what is stated of it.
+    """Return the deltas of those names that are keys, or other programs' files, each with what is stated of it.
 
     Raises:
-        ConfigError, DeltaError: if too little is stated, or a file cannot be taken.
+        ConfigError, DeltaError, StoreError: if too little is stated, a file cannot be taken, or nothing has the key.
     """
-    files = [name for name in names if concepts.is_file(name)]
+    there = {name: store().get("delta", name) for name in names if is_key(name)}
+    files = [name for name in names if name not in there and concepts.is_file(name)]
     shares = stated.shared_by(len(files)) if files else []
-    return {name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)}
+    return there | {
+        name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)
+    }
+
+
+def known_to(delta: Artifact) -> tuple[Concept, ...]:
+    """Return what a delta was taught, with the pictures that are in data/concepts."""
+    return tuple(concepts.of_taught(one) for one in lineage_of(delta, store()).concepts)
 
 
 def as_taught(concept: Concept, delta: Artifact) -> Concept:

@@ -270,15 +270,17 @@ class MergeOptions(Frozen):
         """The stage's settings, and a strength for each of the concepts.
 
         Raises:
-            ConfigError: if there are not as many strengths.
+            ConfigError: if there are not as many strengths, or for a target prompt without its {}.
         """
         strengths = tuple(self.strengths or [1.0] * count)
         if len(strengths) != count:
             raise ConfigError(
                 f"strengths: found {len(strengths)}, need {count}, one for each concept; or leave them out"
             )
-        prompts = self.prompts or None
-        return _filled(profile.merge, self.model_copy(update={"strengths": None, "prompts": prompts})), strengths
+        stated = self.model_copy(update={"strengths": None, "prompts": self.prompts or None})
+        config = _filled(profile.merge, stated)
+        concepts.check_prompts(config.prompts, "merge.prompts")
+        return config, strengths
 
 
 class ImportOptions(Frozen):

@@ -163,8 +163,8 @@ def finetuned(concepts: tuple[Concept, ...], delta: Artifact, here: Store) -> st
     return _page("Fine-tuning", delta, here, body)
 
 
-def merged(delta: Artifact, here: Store) -> str:
-    """Each concept's worst layer, and the words that several concepts share or others explain."""
+def merged(delta: Artifact, left_out: Sequence[str], here: Store) -> str:
+    """Each concept's worst layer, the words that several concepts share or others explain, and what nothing else will show."""
     report, rows = (tables.read(here, delta, name) for name in ("merge", "rows"))
     worst = report.groupby("concept").max(numeric_only=True)
     lines = [
@@ -187,7 +187,9 @@ def merged(delta: Artifact, here: Store) -> str:
         f"of the target words {report['condition_targets'].iloc[0]:.1e}.\n\n"
     )
     if said:
-        text += "Words that are no constraints:\n\n" + "\n".join(said)
+        text += "Words that are no constraints:\n\n" + "\n".join(said) + "\n\n"
+    if left_out:
+        text += "What is not drawn or measured:\n\n" + "\n".join(f"* {escape(line)}" for line in left_out)
     return _page("Merge", delta, here, lambda _: text)
 
 
@@ -207,6 +209,8 @@ def evaluated_together(concepts: tuple[Concept, ...], together: Artifact, here: 
         )
         for metric in dict.fromkeys(measured["metric"])
     ]
+    without = " and ".join(escape(one.noun) for one in concepts if not one.images)
+    unseen = f"No image alignment with {without}, since none of the pictures are here.\n\n" if without else ""
     judge = " ".join(
         f"{escape(row['metric'].capitalize())}: {number(row['value'], digits=2)} of {row['n']}."
         for row in tables.records(table[table["subject"] == "judge"])
@@ -225,7 +229,7 @@ def evaluated_together(concepts: tuple[Concept, ...], together: Artifact, here: 
             strips.append([escape(text) for text in words])
         return (
             f"{' and '.join(escape(one.title) for one in concepts)}.\n\n{_table(('Metric', *map(escape, subjects)), lines)}\n\n"
-            f"Who is in a picture is a program's answer. {judge}\n\nThe same prompts and noise, unpicked:\n\n"
+            f"{unseen}Who is in a picture is a program's answer. {judge}\n\nThe same prompts and noise, unpicked:\n\n"
             f"{_table(list(map(escape, sets)), strips)}"
         )
 

@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -64,9 +64,11 @@ def finetuned(concepts: tuple[Concept, ...], delta: Artifact) -> None:
     _send(f"{'-'.join(one.name for one in concepts)}-finetune", pages.finetuned(concepts, delta, store()))
 
 
-def merged(delta: Artifact) -> None:
-    """Show a merge's errors, and the words that are no constraints."""
-    _send("merge", pages.merged(delta, store()))
+def merged(delta: Artifact, left_out: Sequence[str] = ()) -> None:
+    """Show a merge's errors, the words that are no constraints, and what nothing after it will show; the log says that too."""
+    for line in left_out:
+        _logger().warning("%s", line)
+    _send("merge", pages.merged(delta, left_out, store()))
 
 
 def evaluated_together(concepts: tuple[Concept, ...], together: Artifact) -> None:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
+from customdiff_core.lineage import FILE, Lineage, Taught, to_metadata
 from customdiff_core.recipes import Recipe
 
 EVIL = '<script>alert("x")</script> | [link](javascript:1) ![a](http://evil.example/a.png) `code` *b*'
@@ -164,6 +165,18 @@ def delta(store: Store) -> Artifact:
         for number, kind in enumerate(("cross-attention", "self-attention", "other"), 1)
     ]
     return _table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
+
+
+def knowing(store: Store, *taught: Taught, **labels: str) -> Artifact:
+    """A delta of which nothing is there but what it says of itself."""
+
+    def produce(folder: Path) -> int:
+        metadata = to_metadata(Lineage(concepts=taught))
+        save_file({"a": np.ones(1, np.float32)}, folder / FILE, metadata=metadata)
+        return 1
+
+    config = {"taught": [one.model_dump() for one in taught]}
+    return _make(store, "delta", config, produce, {"concept": "+".join(one.name for one in taught)} | labels)
 
 
 def samples(store: Store, prompts: tuple[str, ...], name: str) -> Artifact:

@@ -1,7 +1,6 @@
 """What all commands of `customdiff` share: their options, the profile on this machine, and how they speak."""
 
 import logging
-import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from customdiff_core.config import FinetuneConfig, Runtime, Stated
 from customdiff_core.errors import ConfigError, CustomDiffusionError, StoreError, did_you_mean
 from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
+from customdiff_core.recipes import is_key
 from customdiff_core.stages import standing
 
 if TYPE_CHECKING:  # loading it brings torch along, which --help does without
@@ -35,8 +35,6 @@ StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; b
 SeedOption = Annotated[int, typer.Option(help="Training seed.")]
 TokenOption = Annotated[list[str] | None, typer.Option("--token", help="An imported file's token, in its order.")]
 CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="That token's category, such as cat.")]
-
-KEY = re.compile("[0-9a-f]{32}")  # of an artifact
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def delta_of(pipeline: "Pipeline", name: str, stated: Stated) -> Artifact:
             return standing(name, pipeline.profile, pipeline.store)
         except StoreError:
             notes.print(f"{name}: not trained yet; training it now")
-    elif not concept_files.is_file(name) and not KEY.fullmatch(name):
+    elif not concept_files.is_file(name) and not is_key(name):
         known = concept_files.names()
         raise ConfigError(
             f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"

@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 import pandas as pd
 import pytest
 
-from customdiff_core import tables
+from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
+from customdiff_core.lineage import Taught
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.account import Account
 from customdiff_core.settings import Settings
@@ -336,7 +337,10 @@ def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
         for layer, error in (("a", 1e-15), ("b", 7e-12))
     ]
     rows = [{"concept": "cat", "prompt": "p", "token": EVIL, "state": state} for state in ("constraint", "shared")]
-    page = pages.merged(made(store, "delta", merge=report, rows=rows), store)
+    delta = made(store, "delta", merge=report, rows=rows)
+    assert "not drawn" not in pages.merged(delta, (), store)
+    page = pages.merged(delta, (f"{EVIL}: no image alignment",), store)
+    assert "What is not drawn or measured:\n\n* " in page
     assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
     assert "2 layers, solved together" in page
     assert "* shared: " in page
@@ -355,6 +359,23 @@ def test_several_concepts_are_shown_by_every_model_with_the_judges_own_figures(s
     assert "0.50 of 8" in page
     assert page.count("data:image/webp") == 2
     assert "<script>" not in page
+
+
+def test_what_a_merge_leaves_out_is_in_the_log(
+    chain: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(pages, "merged", lambda delta, left_out, here: "")
+    monkeypatch.setattr(publish, "create_markdown_artifact", lambda markdown, key: None)
+    publish.merged(chain["delta"], ("<x> cat: no image alignment",))
+    assert "<x> cat: no image alignment" in caplog.text
+
+
+def test_a_concept_without_pictures_is_said_to_have_no_image_alignment(store: Store, cat: Concept):
+    other = concepts.of_taught(Taught(name="x", category="dog", modifier_token="<x>"))
+    figures = [{"subject": "base", "metric": "all_present", "value": 0.5, "ci_low": 0.2, "ci_high": 0.7, "n": 8}]
+    sources = [{"name": "base", **samples(store, ("a cat and a dog",), "alone").model_dump()}]
+    page = pages.evaluated_together((cat, other), made(store, "together", metrics=figures, sources=sources), store)
+    assert r"No image alignment with \<x\> dog, since none of the pictures are here" in page
 
 
 def test_how_far_the_weights_moved_is_shown_where_several_kinds_were_trained(built: dict[str, str]):

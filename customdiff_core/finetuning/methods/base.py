@@ -6,6 +6,7 @@ from pydantic import Field
 
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Frozen, Regularization
+from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION
 
 
 class Method(Frozen):
@@ -27,6 +28,11 @@ class Method(Frozen):
     )
     steps: int = Field(ge=1, description="optimizer steps at Stable Diffusion's size")
     random_resize: bool = Field(default=True, description="train on the paper's augmented views")
+
+    @property
+    def merges(self) -> bool:
+        """Whether the closed-form merge takes what it trains: of the UNet, cross-attention alone."""
+        return all(ending.endswith(CROSS_ATTENTION) for ending in self.trains)
 
     def learning_rate(self, config: FinetuneConfig) -> float:
         """The rate by this method's rule, where neither profile nor user states one."""

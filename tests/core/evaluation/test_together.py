@@ -9,6 +9,7 @@ from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.report_together import report_together
 from customdiff_core.evaluation.results import sources
 from customdiff_core.evaluation.together import evaluate_together, fill
+from customdiff_core.lineage import Taught
 
 PROMPTS = ("a {0} and a {1}", "photo of a {1} and a {0} <b>")
 CONFIG = EvaluateConfig(seeds=(0, 1), sample=SampleConfig(steps=2, guidance_scale=4))
@@ -68,6 +69,48 @@ def test_the_page_shows_every_prompt_and_escapes_it(chain, both, together: Artif
     assert html.count('src="data:image/webp;base64,') == 6 + 5 + 3 * 2 * 2
     assert "http:" not in html
     assert "https:" not in html
+
+
+def test_a_concept_without_pictures_is_drawn_and_read_but_not_compared(chain, dog_delta):
+    """An imported one: its words are known, its pictures are not; the judge of presence is asked about the others'."""
+    theirs = concepts.of_taught(Taught(name="theirs", category="dog", modifier_token="<purple-dog>"))
+    shown, config = (chain.concept, theirs), CONFIG.model_copy(update={"seeds": (0,)})
+    made = evaluate_together(
+        shown,
+        {"merged": dog_delta},
+        PROMPTS[:1],
+        chain.profile,
+        config,
+        store=chain.store,
+        runtime=Runtime(device="cpu"),
+    )
+    table = tables.read(chain.store, made, "metrics")
+    assert set(table["metric"]) == {
+        "text_alignment",
+        "image_alignment_cat",
+        "all_present",
+        "said to show all, of pictures that do not",
+    }
+    drawn = tables.read(chain.store, sources(made, chain.store)["merged"], "samples")
+    assert set(drawn["prompt"]) == {"a <teal-cat> cat and a <purple-dog> dog"}
+    page = report_together(shown, {"together": made, "merged": dog_delta}, chain.profile, store=chain.store)
+    assert "was learnt elsewhere: none of its pictures are here" in (chain.store.path(page) / "report.html").read_text()
+
+
+def test_two_concepts_of_one_name_have_a_figure_each(chain, dog_delta, both):
+    twins = (both[0], both[1].model_copy(update={"name": "cat"}))
+    config = CONFIG.model_copy(update={"seeds": (0,)})
+    made = evaluate_together(
+        twins,
+        {"merged": dog_delta},
+        PROMPTS[:1],
+        chain.profile,
+        config,
+        store=chain.store,
+        runtime=Runtime(device="cpu"),
+    )
+    metrics = set(tables.read(chain.store, made, "metrics")["metric"])
+    assert {"image_alignment_cat 1", "image_alignment_cat 2"} <= metrics
 
 
 def test_a_prompt_that_misses_a_concept_is_refused(chain, both):
