@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from customdiff_core import images
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError, did_you_mean
-from customdiff_core.lineage import Taught
+from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
@@ -146,6 +146,17 @@ def of_taught(one: Taught) -> Concept:
         folder=_root(None) / one.name,
         **words,
     )
+
+
+def as_taught(concept: Concept, lineage: Lineage) -> Concept:
+    """Return a concept as a delta that was taught it calls it: its method's rare word, or the token that a merge gave it.
+
+    Where it knows several trainings of the concept, that is the one which kept its token.
+    """
+    tokens = [one.modifier_token for one in lineage.concepts if one.initializer_token and one.name == concept.name]
+    if not tokens or concept.modifier_token in tokens:
+        return concept
+    return concept.model_copy(update={"modifier_token": tokens[0]})
 
 
 def load_folder(folder: Path, prompts: Sequence[str] | None = None) -> Concept:

@@ -12,7 +12,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning import methods
 from flows.customize import taught
-from flows.inputs import known_to, taken_in
+from flows.inputs import called_in, known_to, taken_in
 from flows.merge import merged
 from flows.options import (
     AugmentOptions,
@@ -52,8 +52,8 @@ def compose(
     there = taken_in(compose, profile, imported.stated())
     wanted = {name: (concepts.load(name),) for name in compose if name not in there}
     check(train, wanted, there, beside_joint=beside_joint)
-    known = tuple(one for name in compose for one in wanted.get(name) or known_to(there[name]))
-    shown = tuple(one for one in known if one.category)
+    known = tuple(wanted.get(name) or known_to(there[name]) for name in compose)
+    shown = tuple(one for part in known for one in part if one.category)
     prompts = evaluate.together(len(shown)) if len(shown) > 1 else ()
     config, plans = evaluate.resolve(profile), (RetrieveOptions(), AugmentOptions(), runtime)
 
@@ -63,10 +63,11 @@ def compose(
     delta = merged(parts, strengths, profile, merging, runtime, left_out(known, shown))
     if not prompts:
         return delta
-    subjects = {"merged": delta}
+    came = [(part, one) for part, taught in zip(parts, known, strict=True) for one in taught if one.category]
+    words, subjects = {"merged": called_in(delta, came)}, {"merged": delta}
     if beside_joint:
         subjects["joint"] = taught(shown, profile, "joint", train, *plans)
-    return shown_together(shown, subjects, prompts, profile, config, runtime)
+    return shown_together(shown, subjects, prompts, profile, config, runtime, words)
 
 
 def check(train: TrainOptions, wanted: Collection[str], there: Collection[str], *, beside_joint: bool) -> None:

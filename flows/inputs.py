@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tasks.merge
-from customdiff_core import concepts
+from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Stated
-from customdiff_core.finetuning import methods
 from customdiff_core.lineage import lineage_of
+from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
 from customdiff_core.stages import standing
@@ -54,6 +54,13 @@ def known_to(delta: Artifact) -> tuple[Concept, ...]:
 
 
 def as_taught(concept: Concept, delta: Artifact) -> Concept:
-    """Return the concept as the method that made a delta says it."""
-    method = store().manifest(delta).recipe.config.get("method", "")
-    return methods.get(method).words(concept) if method in methods.METHODS else concept
+    """Return the concept as a delta that was taught it calls it."""
+    return concepts.as_taught(concept, lineage_of(delta, store()))
+
+
+def called_in(merged: Artifact, came: Sequence[tuple[Artifact, Concept]]) -> tuple[str, ...]:
+    """Return how the prompts of a merged model say concepts that came in these deltas."""
+    now = tokens_now(tables.read(store(), merged, "rows"))
+    return tuple(
+        one.model_copy(update={"modifier_token": now[part.sha256, one.modifier_token]}).noun for part, one in came
+    )

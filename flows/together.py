@@ -15,15 +15,19 @@ def shown_together(
     profile: Profile,
     config: EvaluateConfig,
     runtime: Runtime,
+    words: dict[str, tuple[str, ...]] | None = None,
 ) -> Artifact:
-    """Evaluate models that know all the concepts, and report; the prompts have {0}, {1}, ... for them."""
-    together = evaluated_together(taught, subjects, prompts, profile, config, runtime)
+    """Evaluate models that know all the concepts, and report.
+
+    The prompts have {0}, {1}, ... for the concepts; `words` is what those models say there which do not call them as they are.
+    """
+    together = evaluated_together(taught, subjects, prompts, profile, config, runtime, words)
     return reported_together(taught, {"together": together, **subjects}, profile)
 
 
-def left_out(known: tuple[Concept, ...], shown: tuple[Concept, ...]) -> tuple[str, ...]:
-    """Say which of the concepts that a model knows are not drawn or not measured, and why."""
-    nameless = [one.noun for one in known if one not in shown]
+def left_out(known: tuple[tuple[Concept, ...], ...], shown: tuple[Concept, ...]) -> tuple[str, ...]:
+    """Say which of the concepts that the parts of a merge know are not drawn or not measured, and why."""
+    nameless = [one.noun for part in known for one in part if one not in shown]
     said = [f"{one}: neither drawn nor measured, since it has no category; state it in imported" for one in nameless]
     if len(shown) < 2:
         return *said, f"Nothing is drawn together: found {len(shown)} concept with a category, need 2."

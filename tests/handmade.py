@@ -32,7 +32,7 @@ def png(number: int, side: int = 64) -> bytes:
     return images.encode(Image.fromarray(pixels))
 
 
-def metrics_table(confidence_half: float = 0.1) -> pd.DataFrame:
+def metricstable(confidence_half: float = 0.1) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for metric, (base, customized, difference) in METRICS.items():
         cells = {
@@ -84,7 +84,7 @@ def regularization(store: Store, count: int = 30) -> Artifact:
         for number in range(count)
     ]
     tables = {"regularization": rows, "candidates": candidates(count), "attempts": attempts(count)}
-    return _table(store, "regularization", {"count": count, "min_similarity": 0.8}, **tables)
+    return table(store, "regularization", {"count": count, "min_similarity": 0.8}, **tables)
 
 
 def candidates(count: int) -> pd.DataFrame:
@@ -164,7 +164,7 @@ def delta(store: Store) -> Artifact:
         {"layer": f"{kind}.weight", "kind": kind, "change": 0.01 * number}
         for number, kind in enumerate(("cross-attention", "self-attention", "other"), 1)
     ]
-    return _table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
+    return table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
 
 
 def knowing(store: Store, *taught: Taught, **labels: str) -> Artifact:
@@ -185,7 +185,7 @@ def samples(store: Store, prompts: tuple[str, ...], name: str) -> Artifact:
         for number, prompt in enumerate(prompts)
         for seed in reversed(SEEDS)
     ]
-    return _table(store, "samples", {"name": name, "prompts": list(prompts)}, samples=rows)
+    return table(store, "samples", {"name": name, "prompts": list(prompts)}, samples=rows)
 
 
 def metrics(store: Store, concept: Concept, prompts: tuple[str, ...] = ("a crying {}", EVIL + " {}")) -> Artifact:
@@ -206,7 +206,7 @@ def metrics(store: Store, concept: Concept, prompts: tuple[str, ...] = ("a cryin
     ]
     sources = [{"name": name, **one.model_dump()} for name, one in sets.items()]
     config = {"seeds": list(SEEDS), "confidence": 0.95, "kid_images": 8, "prompts": list(prompts)}
-    return _table(store, "metrics", config, metrics=metrics_table(), scores=scores, sources=sources)
+    return table(store, "metrics", config, metrics=metricstable(), scores=scores, sources=sources)
 
 
 def run(store: Store, concept: Concept) -> dict[str, Artifact]:
@@ -220,7 +220,7 @@ def run(store: Store, concept: Concept) -> dict[str, Artifact]:
     }
 
 
-def _table(store: Store, kind: str, config: dict[str, Any], **content: Any) -> Artifact:
+def table(store: Store, kind: str, config: dict[str, Any], **content: Any) -> Artifact:
     def produce(folder: Path) -> int:
         for name, rows in content.items():
             tables.write(folder / f"{name}.parquet", rows)

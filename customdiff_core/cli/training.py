@@ -28,7 +28,7 @@ from customdiff_core.cli.machine import (
 )
 from customdiff_core.config import Stated
 from customdiff_core.errors import ConfigError
-from customdiff_core.finetuning import methods
+from customdiff_core.lineage import lineage_of
 
 
 def train(
@@ -138,8 +138,7 @@ def evaluate(
         with bars() as tell:
             made = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), delta or name, Stated())
             method = str(here.store.manifest(made).recipe.config.get("method"))
-            concept = concept_files.load(name)
-            wanted = methods.get(method).words(concept) if method in methods.METHODS else concept
+            wanted = concept_files.as_taught(concept_files.load(name), lineage_of(made, here.store))
             metrics = run(
                 wanted, made, here.profile, config, store=here.store, runtime=here.runtime, progress=tell("evaluate")
             )
@@ -151,8 +150,9 @@ def evaluate(
 
 
 def say_merge(here: Machine, made: Artifact) -> None:
-    """A line a concept: how well it is kept; and the words that are no constraints."""
+    """A line a concept: how well it is kept; the words that are no constraints; and the concepts that are called otherwise."""
     from customdiff_core import tables
+    from customdiff_core.merging.account import renamed
 
     report, rows = (tables.read(here.store, made, name) for name in ("merge", "rows"))
     table = Table("concept", "strength", "constraints", "worst error", "as saved")
@@ -167,3 +167,5 @@ def say_merge(here: Machine, made: Artifact) -> None:
     console.print(table)
     for state, words in rows[rows["state"] != "constraint"].groupby("state")["token"].unique().items():
         console.print(f"no constraints, {state}: {', '.join(words)}", markup=False)
+    for line in renamed(rows):
+        console.print(line, markup=False)

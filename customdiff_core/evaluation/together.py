@@ -1,6 +1,6 @@
 """Evaluate several concepts in one picture: base model, merged, jointly trained, on the same prompts and noise (section 4.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ def evaluate_together(
     prompts: tuple[str, ...],
     profile: Profile,
     config: EvaluateConfig,
+    words: Mapping[str, Sequence[str]] | None = None,
     *,
     store: Store,
     runtime: Runtime = Runtime(),
@@ -51,6 +52,7 @@ def evaluate_together(
         prompts: each with {0}, {1}, ... once.
         profile: the base model and the judge.
         config: seeds, sampler, intervals.
+        words: by subject, what {0}, {1}, ... are in its prompts where it calls the concepts otherwise, as a merge may.
         store: where samples and figures go.
         runtime: device.
         progress: told while images are drawn.
@@ -64,14 +66,14 @@ def evaluate_together(
         ConfigError: for prompts that miss a concept.
     """
     concept_files.check_prompts_together(prompts, len(concepts))
+    plain = [concept.category for concept in concepts]
+    spoken = {name: [concept.noun for concept in concepts] for name in subjects} | dict(words or {})
 
     def produce(folder: Path) -> int:
         judge = Judge(profile, store, runtime)
-        plain = [concept.category for concept in concepts]
-        spoken = [concept.noun for concept in concepts]
         samples = {
             name: generate(
-                tuple(fill(prompt, spoken if delta else plain) for prompt in prompts),
+                tuple(fill(prompt, spoken.get(name, plain)) for prompt in prompts),
                 config.seeds,
                 delta,
                 profile,
@@ -89,7 +91,7 @@ def evaluate_together(
             folder / "metrics.parquet", [*_metrics(scores, config), *_judge_rows(concepts, judge, profile)]
         )
 
-    return store.make(stages.evaluate_together(concepts, subjects, prompts, profile, config), produce)
+    return store.make(stages.evaluate_together(concepts, subjects, prompts, profile, config, words or {}), produce)
 
 
 def _scores(

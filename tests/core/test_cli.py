@@ -164,6 +164,15 @@ def test_compose_merges_and_says_what_is_no_constraint(chain, dog_delta, run):
     assert "found 1 strengths, need 2" in said
 
 
+def test_compose_says_every_time_which_concept_is_called_otherwise(chain, dog_delta, run, tmp_path: Path):
+    assert run("convert", dog_delta.key, str(tmp_path / "dog.bin"), "--to", "authors")[0] == 0
+    arguments = [chain.delta.key, str(tmp_path / "dog.bin"), "--index", str(chain.store.path(chain.index))]
+    for _ in range(2):  # the second time it is cached
+        code, said = run("compose", *arguments, "--token", "<teal-cat>", "--category", "dog")
+        assert code == 0
+        assert "<teal-cat> of teal-cat is <teal-cat-2> now: another concept is <teal-cat>" in said
+
+
 def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
     (tmp_path / "prompts.txt").write_text("# mine\na crying {}\na {} and a pizza\n")
     out = tmp_path / "out"

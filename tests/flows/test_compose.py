@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import Concept
 from customdiff_core.errors import ConceptError, ConfigError, MergeError, StoreError
 from customdiff_core.lineage import Taught
 from flows.compose import compose
 from flows.customize import customize
+from flows.inputs import as_taught, called_in
 from flows.merge import merge
 from flows.options import EvaluateOptions, MergeOptions, TrainOptions
 
-from ..handmade import knowing
+from ..handmade import knowing, table
 
 MERGED = Artifact(kind="delta", key="merged", sha256="merged", rows=1)
 PAGE = Artifact(kind="report", key="page", sha256="page", rows=1)
@@ -44,11 +46,15 @@ def calls(here: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]
         return MERGED
 
     def shown_together(shown: Any, subjects: Any, prompts: Any, *rest: Any) -> Artifact:
-        found.append(("shown", {"concepts": shown, "subjects": list(subjects), "prompts": prompts}))
+        found.append(("shown", {"concepts": shown, "subjects": list(subjects), "prompts": prompts, "words": rest[-1]}))
         return PAGE
 
     module = importlib.import_module("flows.compose")
-    for one in (taught, merged, shown_together):
+
+    def called_in(merged: Artifact, came: Any) -> tuple[str, ...]:
+        return tuple(f"{part.sha256[:6]} {one.noun}" for part, one in came)
+
+    for one in (taught, merged, called_in, shown_together):
         monkeypatch.setattr(module, one.__name__, one)
     return found
 
@@ -111,6 +117,10 @@ def test_a_merge_is_merged_again_by_its_key_and_all_that_it_knows_is_shown(
     shown = found["shown"]["concepts"]
     assert [one.noun for one in shown] == ["<teal-cat-2> cat", "<teddy> bear", "<purple-dog> dog"]
     assert [bool(one.images) for one in shown] == [True, False, True]
+    parts = found["merged"]["parts"]
+    assert found["shown"]["words"]["merged"] == tuple(
+        f"{part.sha256[:6]} {one.noun}" for part, one in zip((parts[0], *parts), shown, strict=True)
+    )
     assert found["merged"]["left_out"] == ("<teddy> bear: no image alignment, since none of its pictures are here",)
 
 
@@ -127,6 +137,29 @@ def test_a_file_is_shown_with_the_others(
         ConfigError, match=r"beside_joint: found teddy.bin, which cannot be trained on here, need concepts"
     ):
         compose.fn(["cat", "teddy.bin"], beside_joint=True)
+
+
+def test_a_merged_model_is_asked_for_a_concept_as_it_calls_it(here: Store, cat: Concept) -> None:
+    parts = [Artifact(kind="delta", key=one, sha256=one, rows=1) for one in ("a", "b")]
+    rows = [
+        {"part": part, "concept": name, "original_token": "<teal-cat>", "modifier_token": now}
+        for part, name, now in (("a", "teal-cat", "<teal-cat-2>"), ("b", "cat", "<teal-cat>"))
+    ]
+    merged = table(here, "delta", {}, rows=rows)
+    theirs = cat.model_copy(update={"name": "teal-cat"})
+    said = called_in(merged, list(zip(parts, (theirs, cat), strict=True)))
+    assert said == ("<teal-cat-2> cat", "<teal-cat> cat")
+
+
+def test_a_concept_is_said_as_its_delta_calls_it(here: Store, cat: Concept) -> None:
+    renamed = CAT.model_copy(update={"modifier_token": "<teal-cat-2>"})
+    theirs = Taught(
+        name="cat", category="cat", modifier_token="<teal-cat>"
+    )  # of a file: it only happens to be called so
+    assert as_taught(cat, knowing(here, theirs, renamed)).noun == "<teal-cat-2> cat"
+    assert as_taught(cat, knowing(here, renamed, CAT)).noun == "<teal-cat> cat"
+    assert as_taught(cat, knowing(here, CAT.model_copy(update={"modifier_token": "ktn"}))).noun == "ktn cat"
+    assert as_taught(cat, knowing(here, THEIRS)) == cat
 
 
 def test_what_no_category_is_known_of_is_left_out_and_it_is_said(here: Store, calls: list[tuple[str, Any]]) -> None:

@@ -336,7 +336,15 @@ def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
         {"layer": layer, "concept": "cat", "constraint_error": error} | row
         for layer, error in (("a", 1e-15), ("b", 7e-12))
     ]
-    rows = [{"concept": "cat", "prompt": "p", "token": EVIL, "state": state} for state in ("constraint", "shared")]
+    words = {
+        "concept": "cat",
+        "part": "1",
+        "original_token": "<x>",
+        "modifier_token": "<x-2>",
+        "prompt": "p",
+        "token": EVIL,
+    }
+    rows = [words | {"state": state} for state in ("constraint", "shared")]
     delta = made(store, "delta", merge=report, rows=rows)
     assert "not drawn" not in pages.merged(delta, (), store)
     page = pages.merged(delta, (f"{EVIL}: no image alignment",), store)
@@ -344,6 +352,7 @@ def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
     assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
     assert "2 layers, solved together" in page
     assert "* shared: " in page
+    assert page.count(r"* \<x\> of cat is \<x\-2\> now\: another concept is \<x\>") == 1
     assert "<script>" not in page
 
 

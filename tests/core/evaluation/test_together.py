@@ -75,14 +75,9 @@ def test_a_concept_without_pictures_is_drawn_and_read_but_not_compared(chain, do
     """An imported one: its words are known, its pictures are not; the judge of presence is asked about the others'."""
     theirs = concepts.of_taught(Taught(name="theirs", category="dog", modifier_token="<purple-dog>"))
     shown, config = (chain.concept, theirs), CONFIG.model_copy(update={"seeds": (0,)})
+    words, cpu = {"merged": ("<teal-cat-2> cat", "<purple-dog> dog")}, Runtime(device="cpu")
     made = evaluate_together(
-        shown,
-        {"merged": dog_delta},
-        PROMPTS[:1],
-        chain.profile,
-        config,
-        store=chain.store,
-        runtime=Runtime(device="cpu"),
+        shown, {"merged": dog_delta}, PROMPTS[:1], chain.profile, config, words, store=chain.store, runtime=cpu
     )
     table = tables.read(chain.store, made, "metrics")
     assert set(table["metric"]) == {
@@ -92,7 +87,7 @@ def test_a_concept_without_pictures_is_drawn_and_read_but_not_compared(chain, do
         "said to show all, of pictures that do not",
     }
     drawn = tables.read(chain.store, sources(made, chain.store)["merged"], "samples")
-    assert set(drawn["prompt"]) == {"a <teal-cat> cat and a <purple-dog> dog"}
+    assert set(drawn["prompt"]) == {"a <teal-cat-2> cat and a <purple-dog> dog"}  # as this model calls them
     page = report_together(shown, {"together": made, "merged": dog_delta}, chain.profile, store=chain.store)
     assert "was learnt elsewhere: none of its pictures are here" in (chain.store.path(page) / "report.html").read_text()
 
