@@ -17,6 +17,8 @@ from customdiff_core.settings import Settings
 
 PLACEHOLDER = "{}"
 PLACES = re.compile(r"\{(\d+)\}")  # of several concepts
+COLOURS = ("red", "blue", "green", "white")
+WITH_BACKGROUND = 4  # concepts in a usual prompt, at most
 NOTES = frozenset({".md", ".txt"})  # may lie beside pictures
 
 
@@ -218,17 +220,39 @@ def prompts_together(
 
     Args:
         count: how many concepts.
-        prompts: as stated; by default those of data/prompts/together-<count>.txt.
+        prompts: as stated; by default those of data/prompts/together-<count>.txt, or else `usual_prompts`.
         data: the folder with `prompts/`; by default the settings'.
         file: another file of it.
 
     Raises:
-        ConfigError: if there is no such file, or a prompt misses a concept.
+        ConfigError: if the stated file is not there, or a prompt misses a concept.
     """
-    folder = (data or Settings().data) / "prompts"
-    found = tuple(prompts) if prompts else read_prompts(folder, file or f"together-{count}.txt")
+    folder, usual = (data or Settings().data) / "prompts", f"together-{count}.txt"
+    if prompts:
+        found = tuple(prompts)
+    elif file or (folder / usual).is_file():
+        found = read_prompts(folder, file or usual)
+    else:
+        found = usual_prompts(count)
     check_prompts_together(found, count)
     return found
+
+
+def usual_prompts(count: int) -> tuple[str, ...]:
+    """Return eight prompts for several concepts of which no file has any: in each, another one comes first.
+
+    Where they are many, no background: text encoders read 77 tokens, the embedded one 28.
+    """
+    words = [f"a {{{number}}}" for number in range(count)]
+    plain = ("", "photo of ", "picture of ", "")
+    forms = [(start, "") for start in plain]
+    forms += [(start, f" on a {colour} background") for start, colour in zip(plain, COLOURS, strict=True)]
+    if count > WITH_BACKGROUND:
+        forms = [(start, "") for start in plain * 2]
+    turned = [words[place % count :] + words[: place % count] for place in range(len(forms))]
+    return tuple(
+        f"{start}{', '.join(some[:-1])} and {some[-1]}{end}" for (start, end), some in zip(forms, turned, strict=True)
+    )
 
 
 def check_prompts_together(prompts: Sequence[str], count: int) -> None:

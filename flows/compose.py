@@ -43,7 +43,8 @@ def compose(
         beside_joint: also train the concepts jointly, and show both.
         train: how a concept is trained that is not in the store yet with these settings.
         merge: strengths, and how the weights are held.
-        evaluate: prompts with {0}, {1}, ... for the concepts; empty takes data/prompts/together-<number>.txt.
+        evaluate: prompts with {0}, {1}, ... for the concepts; empty takes data/prompts/together-<number>.txt, or,
+            where there is none, eight of the same kind.
         imported: what the files do not say of themselves.
         model: the base model.
     """

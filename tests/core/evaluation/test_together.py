@@ -121,8 +121,8 @@ def test_there_are_prompts_for_two_and_three(count: int):
     found = concepts.prompts_together(count)
     assert len(found) == 8
     assert concepts.prompts_together(count, list(found)) == found
-    with pytest.raises(ConfigError, match=r"prompts: found no file .*together-9.txt"):
-        concepts.prompts_together(9)
+    with pytest.raises(ConfigError, match=r"prompts: found no file .*together-mine.txt"):
+        concepts.prompts_together(count, file="together-mine.txt")
 
 
 def test_categories_are_filled_in_one_by_one():
