@@ -255,6 +255,29 @@ def usual_prompts(count: int) -> tuple[str, ...]:
     )
 
 
+def fill(prompt: str, words: Sequence[str]) -> str:
+    """Put each concept's words in its place."""
+    for number, one in enumerate(words):
+        prompt = prompt.replace(f"{{{number}}}", one)
+    return prompt
+
+
+def texts(prompts: Sequence[str], lineage: Lineage, noun: str) -> tuple[str, ...]:
+    """Fill {} with a noun, and {0}, {1}, ... with what a delta was taught, in its own order.
+
+    Raises:
+        ConfigError: for a number that it has none for, saying what the others stand for.
+    """
+    for prompt in prompts:
+        if beyond := [number for number in PLACES.findall(prompt) if int(number) >= len(lineage.concepts)]:
+            raise ConfigError(
+                f"prompts: found {{{beyond[0]}}} in {prompt!r}, need {PLACEHOLDER} or what the delta knows: "
+                f"{lineage.places or 'nothing'}; correct it"
+            )
+    nouns = [one.noun for one in lineage.concepts]
+    return tuple(fill(prompt.replace(PLACEHOLDER, noun), nouns) for prompt in prompts)
+
+
 def check_prompts_together(prompts: Sequence[str], count: int) -> None:
     """Check that every prompt names every concept once, and no other.
 

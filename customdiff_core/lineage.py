@@ -41,6 +41,11 @@ class Lineage(Frozen):
     settings: dict[str, Any] = Field(default_factory=dict)
     inputs: dict[str, str] = Field(default_factory=dict, description="what it was made of, by digest")
 
+    @property
+    def places(self) -> str:
+        """What {0}, {1}, ... of a prompt stand for: "{0} <purple-dog> dog, {1} <teal-cat> cat"."""
+        return ", ".join(f"{{{number}}} {one.noun}" for number, one in enumerate(self.concepts))
+
 
 def lineage_of(delta: Artifact, store: Store) -> Lineage:
     """Read what a delta of the store says of itself, without its tensors or a library for them."""

@@ -26,6 +26,7 @@ from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
+from customdiff_core.lineage import Lineage, lineage_of
 from customdiff_core.merging.account import renamed
 from customdiff_core.retrieval.account import Account, account
 from customdiff_core.settings import Settings
@@ -189,6 +190,7 @@ def merged(delta: Artifact, left_out: Sequence[str], here: Store) -> str:
     )
     if said:
         text += "Words that are no constraints:\n\n" + "\n".join(said) + "\n\n"
+    text += _places(lineage_of(delta, here))
     if others := renamed(rows):
         text += "Concepts that are called otherwise now:\n\n" + "\n".join(f"* {escape(one)}" for one in others) + "\n\n"
     if left_out:
@@ -341,13 +343,13 @@ def searched(search: Artifact, wanted: Search, here: Store) -> str:
     return _page(f"Search {escape(wanted.name)}", search, here, lambda _: text)
 
 
-def generated(samples: Artifact, here: Store) -> str:
-    """Every prompt with its images, seed by seed."""
+def generated(samples: Artifact, known: Lineage, here: Store) -> str:
+    """Every prompt with its images, seed by seed, and what {0}, {1}, ... stand for with this delta."""
     table = tables.read(here, samples, "samples").sort_values(["prompt_id", "seed"])
     groups = [(str(part["prompt"].iloc[0]), part["image"].tolist()) for _, part in table.groupby("prompt_id")]
 
     def body(side: int) -> str:
-        return "\n\n".join(
+        return _places(known) + "\n\n".join(
             f"{escape(prompt)}\n\n{_strip(images, prompt, side)}" for prompt, images in groups[:PROMPTS_SHOWN]
         )
 
@@ -427,6 +429,11 @@ def _moved(table: pd.DataFrame) -> str:
     ]
     head = ("Layers", "Mean relative change", "Largest", "Weights")
     return f"How far the weights moved, by kind of layer (the paper's figure 3):\n\n{_table(head, lines)}\n\n"
+
+
+def _places(known: Lineage) -> str:
+    """What {0}, {1}, ... of a prompt stand for, where a delta knows several concepts."""
+    return f"In prompts: {escape(known.places)}.\n\n" if len(known.concepts) > 1 else ""
 
 
 def _cell(cell: Cell | None, *, signed: bool = False) -> str:

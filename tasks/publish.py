@@ -23,6 +23,7 @@ from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
+from customdiff_core.lineage import Lineage
 from customdiff_core.progress import Progress
 from tasks import pages
 from tasks.stores import store
@@ -96,9 +97,9 @@ def searched(search: Artifact, wanted: Search) -> None:
     _send(f"search-{wanted.name}", pages.searched(search, wanted, store()))
 
 
-def generated(samples: Artifact) -> None:
-    """Show drawn prompts."""
-    _send("generate", pages.generated(samples, store()))
+def generated(samples: Artifact, known: Lineage) -> None:
+    """Show drawn prompts, and what their places stand for."""
+    _send("generate", pages.generated(samples, known, store()))
 
 
 def pretrained(model: Artifact, figures: Artifact) -> None:

@@ -167,12 +167,16 @@ def delta(store: Store) -> Artifact:
     return table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
 
 
+def say(folder: Path, *taught: Taught) -> None:
+    """Write a delta's file with nothing in it but what it was taught."""
+    save_file({"a": np.ones(1, np.float32)}, folder / FILE, metadata=to_metadata(Lineage(concepts=taught)))
+
+
 def knowing(store: Store, *taught: Taught, **labels: str) -> Artifact:
     """A delta of which nothing is there but what it says of itself."""
 
     def produce(folder: Path) -> int:
-        metadata = to_metadata(Lineage(concepts=taught))
-        save_file({"a": np.ones(1, np.float32)}, folder / FILE, metadata=metadata)
+        say(folder, *taught)
         return 1
 
     config = {"taught": [one.model_dump() for one in taught]}

@@ -98,7 +98,7 @@ def inspect(
         table.add_row("format", found.format)
         table.add_row("method", lineage.method)
         table.add_row("base model", base)
-        table.add_row("concepts", ", ".join(f"{one.modifier_token} {one.category}".strip() for one in lineage.concepts))
+        table.add_row("concepts, in prompts", lineage.places)
         table.add_row("weights", f"{len(found.delta.weights)} whole, {len(found.delta.factors)} factored")
         tokens = [f"{name} {[len(row) for row in rows.values()]}" for name, rows in found.delta.tokens.items()]
         table.add_row("tokens", ", ".join(tokens).replace("[", "(").replace("]", ")") or "none")

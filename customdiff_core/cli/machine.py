@@ -19,6 +19,7 @@ from customdiff_core.cli.bars import console, notes
 from customdiff_core.config import FinetuneConfig, Runtime, Stated
 from customdiff_core.errors import ConfigError, CustomDiffusionError, StoreError, did_you_mean
 from customdiff_core.finetuning import methods
+from customdiff_core.lineage import lineage_of
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
 from customdiff_core.stages import standing
@@ -107,6 +108,13 @@ def say(here: Machine, made: Artifact) -> None:
     labels = here.store.manifest(made).recipe.labels
     said = f"{labels.get('concept', '')} ({labels.get('method', '')}, {labels.get('way', '')})"
     console.print(f"delta {made.key}  {said}  {size_of(here, made):.2f} MB", markup=False)
+
+
+def say_places(here: Machine, delta: Artifact) -> None:
+    """A line about what {0}, {1}, ... of a prompt stand for, where a delta knows several concepts; not among the answers."""
+    lineage = lineage_of(delta, here.store)
+    if len(lineage.concepts) > 1:
+        notes.print(f"in prompts: {lineage.places}", markup=False, soft_wrap=True)
 
 
 def size_of(here: Machine, delta: Artifact) -> float:

@@ -23,6 +23,7 @@ from customdiff_core.cli.machine import (
     delta_of,
     machine,
     say,
+    say_places,
     stated_as,
     told,
 )
@@ -107,6 +108,7 @@ def compose(
             made = pipeline.compose(names, strengths, training, config, stated_as(token, category))
         say(here, made)
         say_merge(here, made)
+        say_places(here, made)
 
 
 def evaluate(

@@ -10,7 +10,7 @@ import pandas as pd
 from customdiff_core import concepts as concept_files
 from customdiff_core import images, stages, tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.concepts import Concept
+from customdiff_core.concepts import Concept, fill
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.evaluate import grids_of
@@ -23,13 +23,6 @@ from customdiff_core.sampling import generate
 
 BASE = "base"
 PRESENCE = "all_present"
-
-
-def fill(prompt: str, words: Sequence[str]) -> str:
-    """Put each concept's words in its place."""
-    for number, one in enumerate(words):
-        prompt = prompt.replace(f"{{{number}}}", one)
-    return prompt
 
 
 def evaluate_together(

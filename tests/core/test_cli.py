@@ -11,8 +11,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from customdiff_core import concepts, images, tables
 from customdiff_core import delta as deltas
-from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.cli import bars as bars_module
 from customdiff_core.cli.app import app
@@ -20,8 +20,12 @@ from customdiff_core.cli.bars import Bars
 from customdiff_core.cli.changes import read_changes
 from customdiff_core.cli.drawing import texts_for
 from customdiff_core.config import AugmentConfig, EarlyStop, FinetuneConfig, RetrieveConfig
+from customdiff_core.errors import ConfigError
+from customdiff_core.lineage import Taught
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
+
+from ..handmade import knowing
 
 
 @pytest.fixture
@@ -205,7 +209,30 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
 
 def test_prompts_name_every_concept_that_a_delta_knows(chain, dog_delta):
     assert texts_for(chain.delta, ["a {}", "two {0}"], chain.store) == ("a <teal-cat> cat", "two <teal-cat> cat")
-    assert texts_for(dog_delta, ["a {1}"], chain.store) == ("a {1}",)  # it knows one
+    with pytest.raises(ConfigError) as error:
+        texts_for(dog_delta, ["a {1}"], chain.store)
+    assert str(error.value) == (
+        "prompts: found {1} in 'a {1}', need {} or what the delta knows: {0} <purple-dog> dog; correct it"
+    )
+
+
+def test_generate_and_inspect_say_what_the_places_of_a_merge_stand_for(
+    chain, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    taught = (chain.concept.name, "dog")
+    both = knowing(chain.store, *(taught_of(name) for name in reversed(taught)))
+    drawn: list[tuple[str, ...]] = []
+    monkeypatch.setattr("customdiff_core.cli.drawing.draw", lambda texts, *rest: drawn.append(texts) or [])
+    done = CliRunner().invoke(app, ["generate", both.key, "a {0} and a {1}"])
+    assert done.exit_code == 0, done.output
+    assert "in prompts: {0} <purple-dog> dog, {1} <teal-cat> cat" in " ".join(done.stderr.split())
+    assert drawn == [("a <purple-dog> dog and a <teal-cat> cat",)]
+    _, said = run("inspect", str(chain.store.path(both) / deltas.FILE))
+    assert "in prompts │ {0} <purple-dog> dog, {1} <teal-cat> cat" in said
+
+
+def taught_of(name: str) -> Taught:
+    return Taught.model_validate(concepts.load(name).model_dump(include=set(Taught.model_fields)))
 
 
 def test_a_stage_that_says_nothing_has_no_bar():

@@ -12,15 +12,19 @@ from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
-from customdiff_core.lineage import Taught
+from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.account import Account
 from customdiff_core.settings import Settings
 from tasks import pages, publish
 
-from ..handmade import EVIL, attempts, metrics, regularization, run, samples
+from ..handmade import EVIL, attempts, metrics, regularization, run, samples, say
 
 RUN = "customize-cat (0d9f)"
+PAIR = (
+    Taught(name="dog", category="dog", modifier_token="<b>"),
+    Taught(name="cat", category="cat", modifier_token="<a>"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def built(store: Store, chain: dict[str, Artifact], cat: Concept) -> dict[str, s
         "augment": pages.augmented(cat, chain["training_set"], store),
         "finetune": pages.finetuned((cat,), chain["delta"], store),
         "evaluate": pages.evaluated(cat, chain["metrics"], store),
-        "generate": pages.generated(next(store.manifests("samples")).artifact, store),
+        "generate": pages.generated(next(store.manifests("samples")).artifact, Lineage(concepts=PAIR[:1]), store),
         "report": pages.reported((cat,), chain["metrics"], store),
     }
 
@@ -192,7 +196,7 @@ def test_each_stage_sends_its_page_under_a_key_of_its_own(
     publish.finetuned((named,), chain["delta"])
     publish.evaluated(cat, chain["metrics"])
     publish.reported((cat,), chain["metrics"])
-    publish.generated(next(store.manifests("samples")).artifact)
+    publish.generated(next(store.manifests("samples")).artifact, Lineage())
     assert [key for key, _ in sent] == [
         "openmoji-index",
         "cat-retrieve",
@@ -324,9 +328,20 @@ def made(store: Store, kind: str, **content: Any) -> Artifact:
     def produce(folder: Path) -> int:
         for name, rows in content.items():
             tables.write(folder / f"{name}.parquet", rows)
+        if kind == "delta":
+            say(folder, *PAIR)
         return 1
 
     return store.make(Recipe(kind=kind, inputs={}, config={"kind": kind}, code="", versions={}), produce)
+
+
+ORDER = r"In prompts: \{0\} \<b\> dog\, \{1\} \<a\> cat."
+
+
+def test_drawn_prompts_of_several_concepts_say_what_the_places_stand_for(store: Store, chain: dict[str, Artifact]):
+    drawn = samples(store, ("two <a> cat",), "places")
+    assert ORDER in pages.generated(drawn, Lineage(concepts=PAIR), store)
+    assert "In prompts" not in pages.generated(drawn, Lineage(concepts=PAIR[:1]), store)
 
 
 def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
@@ -352,6 +367,7 @@ def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
     assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
     assert "2 layers, solved together" in page
     assert "* shared: " in page
+    assert ORDER in page
     assert page.count(r"* \<x\> of cat is \<x\-2\> now\: another concept is \<x\>") == 1
     assert "<script>" not in page
 

@@ -4,11 +4,12 @@ import pytest
 
 from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact
+from customdiff_core.concepts import fill
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
 from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.report_together import report_together
 from customdiff_core.evaluation.results import sources
-from customdiff_core.evaluation.together import evaluate_together, fill
+from customdiff_core.evaluation.together import evaluate_together
 from customdiff_core.lineage import Taught
 
 PROMPTS = ("a {0} and a {1}", "photo of a {1} and a {0} <b>")
