@@ -1,5 +1,6 @@
 """The stages in a row without a server: what the flows do with tasks, for the command line and notebooks."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,19 +19,38 @@ from customdiff_core.config import (
     Runtime,
     Stated,
 )
+from customdiff_core.errors import ConfigError, StoreError, did_you_mean
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.interop.importing import import_delta
 from customdiff_core.merging.merge import merge
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
+from customdiff_core.recipes import is_key
 from customdiff_core.retrieval.retrieve import build_index, retrieve
+from customdiff_core.stages import standing
+
+logger = logging.getLogger(__name__)
 
 
 def quiet(stage: str) -> Progress:
     """Tell nobody."""
     del stage
     return silent
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that names can be deltas, before anything is trained.
+
+    Raises:
+        ConfigError: for what is neither a concept, a key nor a file.
+    """
+    known = concept_files.names()
+    for name in names:
+        if name not in known and not is_key(name) and not concept_files.is_file(name):
+            raise ConfigError(
+                f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
+            )
 
 
 @dataclass
@@ -93,13 +113,25 @@ class Pipeline:
         assert delta is not None  # of at least one concept
         return delta
 
-    def delta(self, name: str, config: FinetuneConfig, stated: Stated = Stated()) -> Artifact:
-        """A delta by a concept's name (trained if it is not there), by key, or from a file."""
+    def delta(self, name: str, config: FinetuneConfig | None = None, stated: Stated = Stated()) -> Artifact:
+        """A delta by a concept's name, by key, or from a file.
+
+        A name is that of the training which it stands for (`stages.standing`). With settings, or where there is none yet, the
+        concept is trained.
+        """
+        check_names([name])
         if name in concept_files.names():
-            return self.train([name], config)
+            return (None if config else self._standing(name)) or self.train([name], config or self.profile.finetune)
         if concept_files.is_file(name):
             return import_delta(Path(name), self.profile, stated, store=self.store)
         return self.store.get("delta", name)
+
+    def _standing(self, name: str) -> Artifact | None:
+        try:
+            return standing(name, self.profile, self.store)
+        except StoreError:
+            logger.warning("%s: not trained yet; training it now", name)
+            return None
 
     def _told(self, stage: str) -> dict[str, Any]:
         """What every stage is given beside its inputs."""
@@ -109,11 +141,12 @@ class Pipeline:
         self,
         names: Sequence[str],
         strengths: Sequence[float],
-        training: FinetuneConfig,
+        training: FinetuneConfig | None,
         config: MergeConfig,
         stated: Stated = Stated(),
     ) -> Artifact:
-        """Train or import what is missing, and merge."""
+        """Train or import what is missing, and merge; without settings, a concept's name is the training it stands for."""
+        check_names(names)
         files = [name for name in names if concept_files.is_file(name)]
         of_file = dict(zip(files, stated.shared_by(len(files)), strict=True)) if files else {}
         parts = tuple(self.delta(name, training, of_file.get(name, Stated())) for name in names)

@@ -13,7 +13,6 @@ from customdiff_core.cli.machine import (
     ProfileOption,
     TokenOption,
     WeightsOption,
-    delta_of,
     machine,
     say_places,
     stated_as,
@@ -57,7 +56,9 @@ def generate(
         if prompts_file:
             wanted += concept_files.read_prompts(prompts_file.parent, prompts_file.name)
         with bars() as tell:
-            delta = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), name, stated_as(token, category))
+            delta = Pipeline(here.profile, here.store, here.runtime, tell).delta(
+                name, stated=stated_as(token, category)
+            )
             say_places(here, delta)
             texts = texts_for(delta, wanted or ["photo of a {}"], here.store)
             seeds = tuple(seed) if seed else tuple(range(images))

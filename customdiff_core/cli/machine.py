@@ -6,26 +6,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.logging import RichHandler
 
-from customdiff_core import concepts as concept_files
 from customdiff_core import profiles
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import console, notes
 from customdiff_core.config import FinetuneConfig, Runtime, Stated
-from customdiff_core.errors import ConfigError, CustomDiffusionError, StoreError, did_you_mean
+from customdiff_core.errors import CustomDiffusionError
 from customdiff_core.finetuning import methods
 from customdiff_core.lineage import lineage_of
 from customdiff_core.profiles import Profile
-from customdiff_core.recipes import is_key
-from customdiff_core.stages import standing
-
-if TYPE_CHECKING:  # loading it brings torch along, which --help does without
-    from customdiff_core.pipeline import Pipeline
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help=f"One of {', '.join(profiles.BUILDERS)}.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="A diffusers folder instead of the profile's own weights.")]
@@ -81,21 +75,6 @@ def _fail(title: str, lines: list[str], error: Exception) -> NoReturn:
     for line in lines:
         notes.print(line, markup=False)
     raise typer.Exit(1) from error
-
-
-def delta_of(pipeline: "Pipeline", name: str, stated: Stated) -> Artifact:
-    """The delta that a concept's name stands for, or else train it; a key's; a file's."""
-    if name in concept_files.names():
-        try:
-            return standing(name, pipeline.profile, pipeline.store)
-        except StoreError:
-            notes.print(f"{name}: not trained yet; training it now")
-    elif not concept_files.is_file(name) and not is_key(name):
-        known = concept_files.names()
-        raise ConfigError(
-            f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
-        )
-    return pipeline.delta(name, pipeline.profile.training("custom-diffusion"), stated)
 
 
 def stated_as(tokens: list[str] | None, categories: list[str] | None) -> Stated:

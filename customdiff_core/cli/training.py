@@ -20,15 +20,14 @@ from customdiff_core.cli.machine import (
     StepsOption,
     TokenOption,
     WeightsOption,
-    delta_of,
     machine,
     say,
     say_places,
     stated_as,
     told,
 )
-from customdiff_core.config import Stated
 from customdiff_core.errors import ConfigError
+from customdiff_core.finetuning import methods
 from customdiff_core.lineage import lineage_of
 
 
@@ -86,16 +85,18 @@ def compose(
     factored: Annotated[bool, typer.Option(help="Keep thin factors: the same model, far smaller.")] = False,
     token: TokenOption = None,
     category: CategoryOption = None,
+    method: MethodOption = "custom-diffusion",
     steps: StepsOption = None,
     profile: ProfileOption = "openmoji",
     weights: WeightsOption = None,
     index: IndexOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train or import what is missing, and merge it in closed form."""
+    """Train or import what is missing, and merge it in closed form; a concept is its longest training, unless --steps."""
     from customdiff_core.pipeline import Pipeline
 
     with told():
+        methods.check_merges(method)
         here = machine(profile, weights, index, device)
         prompts = tuple(target or here.profile.merge.prompts)
         config = here.profile.merge.model_copy(update={"ridge": ridge, "factored": factored, "prompts": prompts})
@@ -104,7 +105,8 @@ def compose(
             raise typer.BadParameter(f"found {len(strengths)} strengths, need {len(names)}")
         with bars() as tell:
             pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
-            training = here.training("custom-diffusion", steps, 0)
+            stated = steps is not None or method != here.profile.finetune.method
+            training = here.training(method, steps, 0) if stated else None
             made = pipeline.compose(names, strengths, training, config, stated_as(token, category))
         say(here, made)
         say_merge(here, made)
@@ -138,7 +140,7 @@ def evaluate(
             subset = min(config.kid_subset_size, kid_images)
             config = config.model_copy(update={"kid_images": kid_images, "kid_subset_size": subset})
         with bars() as tell:
-            made = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), delta or name, Stated())
+            made = Pipeline(here.profile, here.store, here.runtime, tell).delta(delta or name)
             method = str(here.store.manifest(made).recipe.config.get("method"))
             wanted = concept_files.as_taught(concept_files.load(name), lineage_of(made, here.store))
             metrics = run(

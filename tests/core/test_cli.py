@@ -168,6 +168,28 @@ def test_compose_merges_and_says_what_is_no_constraint(chain, dog_delta, run):
     assert "found 1 strengths, need 2" in said
 
 
+def test_compose_trains_anew_only_with_settings_of_its_own(run, monkeypatch: pytest.MonkeyPatch):
+    asked: list[FinetuneConfig | None] = []
+
+    def compose(self: Pipeline, names: list[str], strengths: list[float], training: FinetuneConfig | None, *rest: Any):
+        asked.append(training)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(Pipeline, "compose", compose)
+    for stated in ([], ["--steps", "3"], ["--method", "custom-diffusion-crossattn"]):
+        assert run("compose", "cat", "dog", *stated)[0] == 1
+    plain, short, faces = asked
+    assert plain is None
+    assert short is not None
+    assert short.steps == 3
+    assert faces is not None
+    assert faces.method == "custom-diffusion-crossattn"
+    code, said = run("compose", "cat", "dog", "--method", "dreambooth")
+    assert code == 1
+    assert "method: found dreambooth, which trains the whole UNet" in said
+    assert len(asked) == 3
+
+
 def test_compose_says_every_time_which_concept_is_called_otherwise(chain, dog_delta, run, tmp_path: Path):
     assert run("convert", dog_delta.key, str(tmp_path / "dog.bin"), "--to", "authors")[0] == 0
     arguments = [chain.delta.key, str(tmp_path / "dog.bin"), "--index", str(chain.store.path(chain.index))]
