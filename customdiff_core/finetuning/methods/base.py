@@ -34,16 +34,21 @@ class Method(Frozen):
         """Whether the closed-form merge takes what it trains: of the UNet, cross-attention alone."""
         return all(ending.endswith(CROSS_ATTENTION) for ending in self.trains)
 
-    def learning_rate(self, config: FinetuneConfig) -> float:
-        """The rate by this method's rule, where neither profile nor user states one."""
+    def learning_rate(self, config: FinetuneConfig, *, regularized: bool = True) -> float:
+        """The rate by this method's rule, where neither profile nor user states one.
+
+        Args:
+            config: batch size, accumulation, and the weight of the regularization images.
+            regularized: whether there are any.
+        """
         if not self.rate_is_per_image:
             return self.rate
         images = config.batch_size * config.gradient_accumulation
-        return self.rate * images * (2 if config.prior_weight else 1)
+        return self.rate * images * (2 if config.prior_weight and regularized else 1)
 
-    def rates(self, config: FinetuneConfig) -> tuple[float, float]:
-        """Learning rates of the UNet's weights and of V*."""
-        weights = config.learning_rate or self.learning_rate(config)
+    def rates(self, config: FinetuneConfig, *, regularized: bool = True) -> tuple[float, float]:
+        """Learning rates of the UNet's weights and of V*; see `learning_rate`."""
+        weights = config.learning_rate or self.learning_rate(config, regularized=regularized)
         return weights, config.modifier_learning_rate or weights
 
     def words(self, concept: Concept) -> Concept:
