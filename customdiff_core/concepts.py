@@ -11,10 +11,14 @@ from pydantic import Field, ValidationError
 from customdiff_core import images
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError, did_you_mean
+from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.recipes import digest_of
 from customdiff_core.settings import Settings
 
 PLACEHOLDER = "{}"
+PLACES = re.compile(r"\{(\d+)\}")  # of several concepts
+COLOURS = ("red", "blue", "green", "white")
+WITH_BACKGROUND = 4  # concepts in a usual prompt, at most
 NOTES = frozenset({".md", ".txt"})  # may lie beside pictures
 
 
@@ -46,7 +50,7 @@ class Concept(Frozen):
     @property
     def noun(self) -> str:
         """V* and its category, as prompts say it: "<teal-cat> cat"."""
-        return f"{self.modifier_token} {self.category}"
+        return f"{self.modifier_token} {self.category}".strip()
 
     @property
     def digest(self) -> str:
@@ -125,6 +129,38 @@ def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = No
     return concept
 
 
+def of_taught(one: Taught) -> Concept:
+    """Return what a delta was taught as a concept: that of data/concepts which it was trained on, or else its words alone.
+
+    What came in a file of another program has no pictures here, and no category unless somebody stated it.
+    """
+    words = one.model_dump(include={"category", "modifier_token"})
+    if one.initializer_token and one.name in names():
+        return load(one.name).model_copy(update=words)
+    return Concept(
+        name=one.name,
+        title=one.noun,
+        initializer_token=one.initializer_token,
+        instance_prompt=f"photo of a {PLACEHOLDER}",
+        class_prompt=f"photo of a {one.category}",
+        prompts=(),
+        images=(),
+        folder=_root(None) / one.name,
+        **words,
+    )
+
+
+def as_taught(concept: Concept, lineage: Lineage) -> Concept:
+    """Return a concept as a delta that was taught it calls it: its method's rare word, or the token that a merge gave it.
+
+    Where it knows several trainings of the concept, that is the one which kept its token.
+    """
+    tokens = [one.modifier_token for one in lineage.concepts if one.initializer_token and one.name == concept.name]
+    if not tokens or concept.modifier_token in tokens:
+        return concept
+    return concept.model_copy(update={"modifier_token": tokens[0]})
+
+
 def load_folder(folder: Path, prompts: Sequence[str] | None = None) -> Concept:
     """Load a concept from any folder; see `load`."""
     spec = _read_spec(folder)
@@ -184,26 +220,76 @@ def prompts_together(
 
     Args:
         count: how many concepts.
-        prompts: as stated; by default those of data/prompts/together-<count>.txt.
+        prompts: as stated; by default those of data/prompts/together-<count>.txt, or else `usual_prompts`.
         data: the folder with `prompts/`; by default the settings'.
         file: another file of it.
 
     Raises:
-        ConfigError: if there is no such file, or a prompt misses a concept.
+        ConfigError: if the stated file is not there, or a prompt misses a concept.
     """
-    folder = (data or Settings().data) / "prompts"
-    found = tuple(prompts) if prompts else read_prompts(folder, file or f"together-{count}.txt")
+    folder, usual = (data or Settings().data) / "prompts", f"together-{count}.txt"
+    if prompts:
+        found = tuple(prompts)
+    elif file or (folder / usual).is_file():
+        found = read_prompts(folder, file or usual)
+    else:
+        found = usual_prompts(count)
     check_prompts_together(found, count)
     return found
 
 
+def usual_prompts(count: int) -> tuple[str, ...]:
+    """Return eight prompts for several concepts of which no file has any: in each, another one comes first.
+
+    Where they are many, no background: text encoders read 77 tokens, the embedded one 28.
+    """
+    words = [f"a {{{number}}}" for number in range(count)]
+    plain = ("", "photo of ", "picture of ", "")
+    forms = [(start, "") for start in plain]
+    forms += [(start, f" on a {colour} background") for start, colour in zip(plain, COLOURS, strict=True)]
+    if count > WITH_BACKGROUND:
+        forms = [(start, "") for start in plain * 2]
+    turned = [words[place % count :] + words[: place % count] for place in range(len(forms))]
+    return tuple(
+        f"{start}{', '.join(some[:-1])} and {some[-1]}{end}" for (start, end), some in zip(forms, turned, strict=True)
+    )
+
+
+def fill(prompt: str, words: Sequence[str]) -> str:
+    """Put each concept's words in its place."""
+    for number, one in enumerate(words):
+        prompt = prompt.replace(f"{{{number}}}", one)
+    return prompt
+
+
+def texts(prompts: Sequence[str], lineage: Lineage, noun: str) -> tuple[str, ...]:
+    """Fill {} with a noun, and {0}, {1}, ... with what a delta was taught, in its own order.
+
+    Raises:
+        ConfigError: for a number that it has none for, saying what the others stand for.
+    """
+    for prompt in prompts:
+        if beyond := [number for number in PLACES.findall(prompt) if int(number) >= len(lineage.concepts)]:
+            raise ConfigError(
+                f"prompts: found {{{beyond[0]}}} in {prompt!r}, need {PLACEHOLDER} or what the delta knows: "
+                f"{lineage.places or 'nothing'}; correct it"
+            )
+    nouns = [one.noun for one in lineage.concepts]
+    return tuple(fill(prompt.replace(PLACEHOLDER, noun), nouns) for prompt in prompts)
+
+
 def check_prompts_together(prompts: Sequence[str], count: int) -> None:
-    """Check that every prompt names every concept once.
+    """Check that every prompt names every concept once, and no other.
 
     Raises:
         ConfigError: naming the first that does not.
     """
     for prompt in prompts:
+        if beyond := [number for number in PLACES.findall(prompt) if int(number) >= count]:
+            raise ConfigError(
+                f"prompts: found {{{beyond[0]}}} in {prompt!r}, need {{0}} to {{{count - 1}}} alone for {count} concepts; "
+                "leave it out"
+            )
         for place in (f"{{{number}}}" for number in range(count)):
             if prompt.count(place) != 1:
                 raise ConfigError(

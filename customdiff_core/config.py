@@ -194,7 +194,7 @@ class FinetuneConfig(Frozen):
     precision: Precision = "fp32"
     seed: int = 0
     preview_prompts: tuple[str, ...] = Field(
-        default=("photo of a {}",), description="drawn now and then while training"
+        default=("photo of a {}",), min_length=1, description="drawn now and then while training"
     )
     preview_every: int = Field(default=100, ge=1, description="steps between previews")
 

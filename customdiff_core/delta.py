@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 
+from customdiff_core import lineage as lineages
 from customdiff_core.errors import DeltaError
 from customdiff_core.finetuning.components import Components, TextEncoder
 from customdiff_core.finetuning.modifier_token import add_modifier_tokens, embedding_table
-from customdiff_core.lineage import Lineage, from_metadata, to_metadata
+from customdiff_core.lineage import Lineage, read_lineage, to_metadata
 
-TOKEN_PREFIX = "modifier_token."
+FILE, TOKEN_PREFIX = lineages.FILE, lineages.TOKEN_PREFIX
 LEFT, RIGHT = ".left", ".right"
-FILE = "delta.safetensors"
 LONGEST_TYPE = "F8_E4M3"  # as safetensors spells types
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -91,13 +91,9 @@ def load(path: Path) -> Delta:
     Raises:
         DeltaError: if it is not one, of a format this version does not know, or holds what is no number.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DeltaError(f"{path}: found no readable safetensors ({error}), need a delta; copy it again") from error
-    lineage = from_metadata(metadata, str(path))
+    lineage = read_lineage(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_finite(tensors.items(), str(path))
     tokens: dict[str, dict[str, torch.Tensor]] = {}
     for name in [name for name in tensors if name.startswith(TOKEN_PREFIX)]:
@@ -105,7 +101,7 @@ def load(path: Path) -> Delta:
         tokens.setdefault(token, {})[encoder] = tensors.pop(name)
     factors = {name: _factors(name, tensors, path) for name in _factored(tensors)}
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith((LEFT, RIGHT))}
-    return Delta(weights, tokens, _with_tokens(lineage, list(tokens)), factors)
+    return Delta(weights, tokens, lineage, factors)
 
 
 def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None:
@@ -220,15 +216,6 @@ def _factors(name: str, tensors: Mapping[str, torch.Tensor], path: Path) -> Fact
             f"{path}: found {name}{RIGHT} {found}, need (r, D_in) beside {tuple(left.shape)}; copy it again"
         )
     return left, right
-
-
-def _with_tokens(lineage: Lineage, tokens: list[str]) -> Lineage:
-    """Format 1 names its one token in the tensors alone."""
-    concepts = tuple(
-        one if one.modifier_token or not tokens else one.model_copy(update={"modifier_token": tokens[0]})
-        for one in lineage.concepts
-    )
-    return lineage.model_copy(update={"concepts": concepts})
 
 
 def _ordered(data: bytes) -> bytes:

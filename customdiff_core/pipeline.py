@@ -1,5 +1,6 @@
 """The stages in a row without a server: what the flows do with tasks, for the command line and notebooks."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,20 +10,47 @@ from customdiff_core import concepts as concept_files
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.augmentation import augment
 from customdiff_core.concepts import Concept
-from customdiff_core.config import FinetuneConfig, IndexConfig, MergeConfig, Runtime, Stated
+from customdiff_core.config import (
+    AugmentConfig,
+    FinetuneConfig,
+    IndexConfig,
+    MergeConfig,
+    RetrieveConfig,
+    Runtime,
+    Stated,
+)
+from customdiff_core.errors import ConfigError, StoreError, did_you_mean
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.interop.importing import import_delta
 from customdiff_core.merging.merge import merge
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
+from customdiff_core.recipes import is_key
 from customdiff_core.retrieval.retrieve import build_index, retrieve
+from customdiff_core.stages import standing
+
+logger = logging.getLogger(__name__)
 
 
 def quiet(stage: str) -> Progress:
     """Tell nobody."""
     del stage
     return silent
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that names can be deltas, before anything is trained.
+
+    Raises:
+        ConfigError: for what is neither a concept, a key nor a file.
+    """
+    known = concept_files.names()
+    for name in names:
+        if name not in known and not is_key(name) and not concept_files.is_file(name):
+            raise ConfigError(
+                f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
+            )
 
 
 @dataclass
@@ -40,25 +68,40 @@ class Pipeline:
             return None
         return build_index(self.profile, IndexConfig(), **self._told("index"))
 
-    def training_set(self, concept: Concept, method: str, *, regularized: bool = True) -> Artifact:
-        """A concept's views with the regularization images that a method has, or without any."""
-        chosen, profile = methods.get(method), self.profile
-        source = chosen.regularization if regularized else "none"
-        config = profile.retrieve.model_copy(update={"regularization": source})
+    def training_set(self, concept: Concept, retrieval: RetrieveConfig, views: AugmentConfig) -> Artifact:
+        """A concept's views with regularization images, or without any."""
         regularization: Artifact | None = None
-        if source != "none":
-            index = self.index() if source == "retrieved" else None
-            regularization = retrieve(concept, index, profile, config, **self._told("retrieve"))
-        views = profile.augment.model_copy(update={"random_resize": chosen.random_resize})
-        return augment(concept, regularization, profile, views, **self._told("augment"))
+        if retrieval.regularization != "none":
+            index = self.index() if retrieval.regularization == "retrieved" else None
+            regularization = retrieve(concept, index, self.profile, retrieval, **self._told("retrieve"))
+        return augment(concept, regularization, self.profile, views, **self._told("augment"))
 
     def train(
-        self, names: Sequence[str], config: FinetuneConfig, *, sequential: bool = False, regularized: bool = True
+        self,
+        names: Sequence[str],
+        config: FinetuneConfig,
+        *,
+        sequential: bool = False,
+        regularized: bool = True,
+        retrieval: RetrieveConfig | None = None,
+        views: AugmentConfig | None = None,
     ) -> Artifact:
-        """Teach concepts of data/concepts: one, several jointly, or one after the other."""
+        """Teach concepts of data/concepts: one, several jointly, or one after the other.
+
+        Args:
+            names: of the concepts.
+            config: the method and its settings.
+            sequential: one after the other.
+            regularized: with regularization images; without is an ablation.
+            retrieval: which ones; None: as the profile has it for the method.
+            views: of the concepts' pictures; None: likewise.
+        """
         method = methods.get(config.method)
         wanted = tuple(method.words(concept_files.load(name)) for name in names)
-        sets = tuple(self.training_set(concept, config.method, regularized=regularized) for concept in wanted)
+        retrieval, views = retrieval or self.profile.retrieval(method.name), views or self.profile.views(method.name)
+        if not regularized:
+            retrieval = retrieval.model_copy(update={"regularization": "none"})
+        sets = tuple(self.training_set(concept, retrieval, views) for concept in wanted)
         groups = (
             [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]
             if sequential
@@ -70,13 +113,25 @@ class Pipeline:
         assert delta is not None  # of at least one concept
         return delta
 
-    def delta(self, name: str, config: FinetuneConfig, stated: Stated = Stated()) -> Artifact:
-        """A delta by a concept's name (trained if it is not there), by key, or from a file."""
+    def delta(self, name: str, config: FinetuneConfig | None = None, stated: Stated = Stated()) -> Artifact:
+        """A delta by a concept's name, by key, or from a file.
+
+        A name is that of the training which it stands for (`stages.standing`). With settings, or where there is none yet, the
+        concept is trained.
+        """
+        check_names([name])
         if name in concept_files.names():
-            return self.train([name], config)
+            return (None if config else self._standing(name)) or self.train([name], config or self.profile.finetune)
         if concept_files.is_file(name):
             return import_delta(Path(name), self.profile, stated, store=self.store)
         return self.store.get("delta", name)
+
+    def _standing(self, name: str) -> Artifact | None:
+        try:
+            return standing(name, self.profile, self.store)
+        except StoreError:
+            logger.warning("%s: not trained yet; training it now", name)
+            return None
 
     def _told(self, stage: str) -> dict[str, Any]:
         """What every stage is given beside its inputs."""
@@ -86,11 +141,12 @@ class Pipeline:
         self,
         names: Sequence[str],
         strengths: Sequence[float],
-        training: FinetuneConfig,
+        training: FinetuneConfig | None,
         config: MergeConfig,
         stated: Stated = Stated(),
     ) -> Artifact:
-        """Train or import what is missing, and merge."""
+        """Train or import what is missing, and merge; without settings, a concept's name is the training it stands for."""
+        check_names(names)
         files = [name for name in names if concept_files.is_file(name)]
         of_file = dict(zip(files, stated.shared_by(len(files)), strict=True)) if files else {}
         parts = tuple(self.delta(name, training, of_file.get(name, Stated())) for name in names)

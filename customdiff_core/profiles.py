@@ -138,6 +138,14 @@ class Profile(Frozen):
         own = self.methods.get(method, MethodSettings()).model_dump(exclude_none=True)
         return self.finetune.model_copy(update=rule | prior | own)
 
+    def retrieval(self, method: str) -> RetrieveConfig:
+        """Return this profile's settings for the regularization images that a method has."""
+        return self.retrieve.model_copy(update={"regularization": methods.get(method).regularization})
+
+    def views(self, method: str) -> AugmentConfig:
+        """Return this profile's settings for the views that a method trains on."""
+        return self.augment.model_copy(update={"random_resize": methods.get(method).random_resize})
+
 
 def openmoji() -> Profile:
     """The embedded world: a 12 M parameter Stable Diffusion for 64 px drawings."""

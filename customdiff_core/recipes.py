@@ -8,6 +8,7 @@ worker count and wall clock are not in it. Nothing here imports a tensor library
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -67,6 +68,11 @@ class Recipe(Frozen):
         """The key with the extendable settings left out."""
         config = {name: value for name, value in self.config.items() if name not in self.extendable}
         return self.model_copy(update={"config": config}).key
+
+
+def is_key(text: str) -> bool:
+    """Whether a text has the form of an artifact's key."""
+    return re.fullmatch("[0-9a-f]{32}", text) is not None
 
 
 def digest_of(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The recipe of each stage: which inputs, settings, code and libraries decide its result. Imports no tensor library."""
 
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -306,8 +307,9 @@ def evaluate_together(
     prompts: tuple[str, ...],
     profile: Profile,
     config: EvaluateConfig,
+    words: Mapping[str, Sequence[str]],
 ) -> Recipe:
-    """The models compared, the prompts, the concepts' words and pictures, and the judge."""
+    """The models compared, the prompts, the concepts' words, by model where it has others, their pictures, and the judge."""
     pictures = [[picture.sha256 for picture in (*one.images, *one.held_out)] for one in concepts]
     return Recipe(
         kind="together",
@@ -321,6 +323,7 @@ def evaluate_together(
         | {
             "prompts": list(prompts),
             "nouns": [one.noun for one in concepts],
+            "words": {name: list(some) for name, some in words.items()},
             "categories": [one.category for one in concepts],
         },
         code=fingerprint("customdiff_core.evaluation.together"),

@@ -3,12 +3,16 @@
 prefect deployment run compose/cat-dog
 """
 
+from collections.abc import Collection
+
 from prefect import flow
 
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
+from customdiff_core.errors import ConfigError
+from customdiff_core.finetuning import methods
 from flows.customize import taught
-from flows.inputs import taken_in
+from flows.inputs import called_in, known_to, taken_in
 from flows.merge import merged
 from flows.options import (
     AugmentOptions,
@@ -19,7 +23,7 @@ from flows.options import (
     RetrieveOptions,
     TrainOptions,
 )
-from flows.together import shown_together
+from flows.together import left_out, shown_together
 
 
 @flow(name="compose", validate_parameters=True)
@@ -35,27 +39,48 @@ def compose(
     """Train what is missing, merge, evaluate, report.
 
     Args:
-        compose: concepts of data/concepts, and files of other programs.
+        compose: concepts of data/concepts, keys of deltas, merged ones too, and files of other programs.
         beside_joint: also train the concepts jointly, and show both.
         train: how a concept is trained that is not in the store yet with these settings.
         merge: strengths, and how the weights are held.
-        evaluate: prompts with {0}, {1}, ... for the concepts; empty takes data/prompts/together-<number>.txt.
+        evaluate: prompts with {0}, {1}, ... for the concepts; empty takes data/prompts/together-<number>.txt, or,
+            where there is none, eight of the same kind.
         imported: what the files do not say of themselves.
         model: the base model.
     """
     profile, runtime = model.resolve(), model.runtime
-    files = taken_in(compose, profile, imported.stated())
-    loaded = {name: concepts.load(name) for name in compose if name not in files}
-    wanted = tuple(loaded.values())
-    plans = (RetrieveOptions(), AugmentOptions(), runtime)
+    merging, strengths = merge.resolve(profile, len(compose))
+    there = taken_in(compose, profile, imported.stated())
+    wanted = {name: (concepts.load(name),) for name in compose if name not in there}
+    check(train, wanted, there, beside_joint=beside_joint)
+    known = tuple(wanted.get(name) or known_to(there[name]) for name in compose)
+    shown = tuple(one for part in known for one in part if one.category)
+    prompts = evaluate.together(len(shown)) if len(shown) > 1 else ()
+    config, plans = evaluate.resolve(profile), (RetrieveOptions(), AugmentOptions(), runtime)
 
     parts = tuple(
-        taught((loaded[name],), profile, "joint", train, *plans) if name in loaded else files[name] for name in compose
+        there[name] if name in there else taught(wanted[name], profile, "joint", train, *plans) for name in compose
     )
-    delta = merged(parts, merge, profile, runtime)
-    if len(wanted) < 2:  # nothing to compare an imported concept's pictures with
+    delta = merged(parts, strengths, profile, merging, runtime, left_out(known, shown))
+    if not prompts:
         return delta
-    subjects = {"merged": delta}
+    came = [(part, one) for part, taught in zip(parts, known, strict=True) for one in taught if one.category]
+    words, subjects = {"merged": called_in(delta, came)}, {"merged": delta}
     if beside_joint:
-        subjects["joint"] = taught(wanted, profile, "joint", train, *plans)
-    return shown_together(wanted, subjects, profile, evaluate, runtime)
+        subjects["joint"] = taught(shown, profile, "joint", train, *plans)
+    return shown_together(shown, subjects, prompts, profile, config, runtime, words)
+
+
+def check(train: TrainOptions, wanted: Collection[str], there: Collection[str], *, beside_joint: bool) -> None:
+    """Check, before the first training, that what will be trained can be merged, and trained jointly where that is asked.
+
+    Raises:
+        MergeError: for a method whose trainings cannot be merged; ConfigError for a joint training without pictures.
+    """
+    if wanted:
+        methods.check_merges(train.method)
+    if beside_joint and there:
+        raise ConfigError(
+            f"beside_joint: found {', '.join(there)}, which cannot be trained on here, need concepts of data/concepts alone; "
+            "leave beside_joint off"
+        )

@@ -83,11 +83,12 @@ def customize(
     profile, runtime = model.resolve(), model.runtime
     method = methods.get(train.method)
     names = (concept, *also)
-    prompts = None if also else evaluate.prompts
-    wanted = tuple(method.words(concepts.load(name, prompts)) for name in names)
+    together = evaluate.together(len(names)) if also else ()
+    wanted = tuple(method.words(concepts.load(name, None if also else evaluate.prompts)) for name in names)
+    config = evaluate.resolve(profile)
 
     delta = taught(wanted, profile, way, train, retrieve, augment, runtime)
     if also:
-        return shown_together(wanted, {way: delta}, profile, evaluate, runtime)
-    metrics = evaluated(wanted[0], delta, profile, evaluate.resolve(profile), runtime)
+        return shown_together(wanted, {way: delta}, together, profile, config, runtime)
+    metrics = evaluated(wanted[0], delta, profile, config, runtime)
     return reported(wanted[0], store().lineage(metrics), profile)

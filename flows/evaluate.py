@@ -29,9 +29,10 @@ def evaluated_together(
     profile: Profile,
     config: EvaluateConfig,
     runtime: Runtime,
+    words: dict[str, tuple[str, ...]] | None = None,
 ) -> Artifact:
     """The figures of several concepts in one picture, shown in the UI."""
-    together = tasks.evaluate.evaluate_together(taught, subjects, prompts, profile, config, runtime)
+    together = tasks.evaluate.evaluate_together(taught, subjects, prompts, profile, config, runtime, words or {})
     publish.evaluated_together(taught, together)
     return together
 

@@ -7,9 +7,11 @@ from prefect import flow
 import tasks.generate
 from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
+from customdiff_core.lineage import lineage_of
 from flows.inputs import as_taught, taken
 from flows.options import ConceptName, GenerateOptions, ModelOptions
 from tasks import publish
+from tasks.stores import store
 
 EXAMPLES = ["a crying {}", "a {} on a red background", "a {} and a rocket"]
 
@@ -29,7 +31,7 @@ def generate(
 
     Args:
         concept: what {} in a prompt stands for.
-        prompts: each with one {}.
+        prompts: each with one {}, or with {0}, {1}, ... for what the delta knows: the page of a merge says which is which.
         prompts_file: a file of prompts, one a line, instead.
         images: how many a prompt, from seed 0 on.
         seeds: the seeds themselves instead.
@@ -38,11 +40,14 @@ def generate(
         model: the profile.
     """
     profile = model.resolve()
-    wanted = concepts.read_prompts(prompts_file.parent, prompts_file.name) if prompts_file else prompts
+    asked = concepts.load(concept)
+    stated = concepts.read_prompts(prompts_file.parent, prompts_file.name) if prompts_file else tuple(prompts)
+    wanted = stated or asked.prompts
+    concepts.check_prompts(tuple(one for one in wanted if not concepts.PLACES.search(one)), "prompts")
     trained = taken(delta or concept, profile)
-    loaded = as_taught(concepts.load(concept, wanted), trained)
-    texts = tuple(loaded.with_concept(prompt) for prompt in loaded.prompts)
+    known = lineage_of(trained, store())
+    texts = concepts.texts(wanted, known, as_taught(asked, trained).noun)
     chosen_seeds = tuple(seeds) if seeds else tuple(range(images))
     samples = tasks.generate.generate(texts, chosen_seeds, trained, profile, sample.resolve(profile), model.runtime)
-    publish.generated(samples)
+    publish.generated(samples, known)
     return samples

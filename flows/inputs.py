@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tasks.merge
-from customdiff_core import concepts
+from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Stated
-from customdiff_core.finetuning import methods
+from customdiff_core.lineage import lineage_of
+from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
+from customdiff_core.recipes import is_key
 from customdiff_core.stages import standing
 from tasks.stores import store
 
@@ -33,17 +35,32 @@ def taken(name: str, profile: Profile) -> Artifact:
 
 
 def taken_in(names: Sequence[str], profile: Profile, stated: Stated) -> dict[str, Artifact]:
-    """Return the deltas of those names that are other programs' files, each with what is stated of it.
+    """Return the deltas of those names that are keys, or other programs' files, each with what is stated of it.
 
     Raises:
-        ConfigError, DeltaError: if too little is stated, or a file cannot be taken.
+        ConfigError, DeltaError, StoreError: if too little is stated, a file cannot be taken, or nothing has the key.
     """
-    files = [name for name in names if concepts.is_file(name)]
+    there = {name: store().get("delta", name) for name in names if is_key(name)}
+    files = [name for name in names if name not in there and concepts.is_file(name)]
     shares = stated.shared_by(len(files)) if files else []
-    return {name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)}
+    return there | {
+        name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)
+    }
+
+
+def known_to(delta: Artifact) -> tuple[Concept, ...]:
+    """Return what a delta was taught, with the pictures that are in data/concepts."""
+    return tuple(concepts.of_taught(one) for one in lineage_of(delta, store()).concepts)
 
 
 def as_taught(concept: Concept, delta: Artifact) -> Concept:
-    """Return the concept as the method that made a delta says it."""
-    method = store().manifest(delta).recipe.config.get("method", "")
-    return methods.get(method).words(concept) if method in methods.METHODS else concept
+    """Return the concept as a delta that was taught it calls it."""
+    return concepts.as_taught(concept, lineage_of(delta, store()))
+
+
+def called_in(merged: Artifact, came: Sequence[tuple[Artifact, Concept]]) -> tuple[str, ...]:
+    """Return how the prompts of a merged model say concepts that came in these deltas."""
+    now = tokens_now(tables.read(store(), merged, "rows"))
+    return tuple(
+        one.model_copy(update={"modifier_token": now[part.sha256, one.modifier_token]}).noun for part, one in came
+    )

@@ -4,7 +4,7 @@ from prefect import flow
 
 import tasks.merge
 from customdiff_core.artifacts import Artifact
-from customdiff_core.config import IndexConfig, Runtime
+from customdiff_core.config import IndexConfig, MergeConfig, Runtime
 from customdiff_core.profiles import Profile
 from flows.build_index import indexed
 from flows.inputs import taken, taken_in
@@ -12,12 +12,18 @@ from flows.options import ImportOptions, MergeOptions, ModelOptions
 from tasks import publish
 
 
-def merged(parts: tuple[Artifact, ...], options: MergeOptions, profile: Profile, runtime: Runtime) -> Artifact:
-    """The merged delta, shown in the UI."""
-    config, strengths = options.resolve(profile, len(parts))
+def merged(
+    parts: tuple[Artifact, ...],
+    strengths: tuple[float, ...],
+    profile: Profile,
+    config: MergeConfig,
+    runtime: Runtime,
+    left_out: tuple[str, ...] = (),
+) -> Artifact:
+    """The merged delta, shown in the UI; `left_out` says what nothing after it will show."""
     index = indexed(profile, IndexConfig(), runtime)
     delta = tasks.merge.merge(parts, strengths, index, profile, config)
-    publish.merged(delta)
+    publish.merged(delta, left_out)
     return delta
 
 
@@ -37,6 +43,7 @@ def merge(
         model: the profile.
     """
     profile = model.resolve()
-    files = taken_in(deltas, profile, imported.stated())
-    parts = tuple(files[one] if one in files else taken(one, profile) for one in deltas)
-    return merged(parts, merge, profile, model.runtime)
+    config, strengths = merge.resolve(profile, len(deltas))
+    there = taken_in(deltas, profile, imported.stated())
+    parts = tuple(there[one] if one in there else taken(one, profile) for one in deltas)
+    return merged(parts, strengths, profile, config, model.runtime)

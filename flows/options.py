@@ -106,8 +106,7 @@ class RetrieveOptions(Frozen):
 
     def resolve(self, profile: Profile, method: str = "custom-diffusion") -> RetrieveConfig:
         """The stage's settings."""
-        own = profile.retrieve.model_copy(update={"regularization": methods.get(method).regularization})
-        return _filled(own, self)
+        return _filled(profile.retrieval(method), self)
 
 
 class AugmentOptions(Frozen):
@@ -124,8 +123,7 @@ class AugmentOptions(Frozen):
 
     def resolve(self, profile: Profile, method: str = "custom-diffusion") -> AugmentConfig:
         """The stage's settings."""
-        own = profile.augment.model_copy(update={"random_resize": methods.get(method).random_resize})
-        return _filled(own, self)
+        return _filled(profile.views(method), self)
 
 
 class TrainOptions(Frozen):
@@ -147,17 +145,39 @@ class TrainOptions(Frozen):
     batch_size: int | None = Field(default=None, ge=1, description="concept views a batch")
     gradient_accumulation: int | None = Field(default=None, ge=1, description="batches a step")
     prior_weight: float | None = Field(default=None, ge=0, description="weight of the regularization images' loss")
+    instance_weight: float | None = Field(
+        default=None, gt=0, description="weight of the concept's loss; 4 is the released code's, 1 the paper's formula"
+    )
     min_snr_gamma: float | None = Field(default=None, gt=0, description="cap on a timestep's weight; 5 is common")
     noise_offset: float | None = Field(default=None, ge=0, description="noise constant over a channel; 0.1 is common")
+    weight_decay: float | None = Field(default=None, ge=0, description="AdamW's; 0.01 is the released code's")
+    gradient_clip: float | None = Field(
+        default=None, gt=0, description="largest global gradient norm; 1 is the released code's"
+    )
+    ema_decay: float | None = Field(
+        default=None, ge=0, lt=1, description="moving average of what is trained; 0, the paper's, keeps the last step's"
+    )
+    detach_bos: bool | None = Field(
+        default=None, description="no key and value gradient at text position 0; the released code stops it"
+    )
     early_stop: EarlyStop | None = Field(default=None, description="stop when withheld views are learnt no better")
     optimizer: Literal["adamw", "adamw-8bit"] | None = Field(default=None, description="adamw-8bit needs CUDA")
     precision: Precision | None = Field(default=None, description="fp32, bf16 or fp16")
     seed: int = 0
+    preview_prompts: list[str] | None = Field(
+        default=None, min_length=1, description="drawn now and then while training, with {} for the concept"
+    )
+    preview_every: int | None = Field(default=None, ge=1, description="steps between previews")
 
     def resolve(self, profile: Profile) -> FinetuneConfig:
-        """The stage's settings."""
-        own = _filled(profile.training(self.method), self)
-        return own.model_copy(update={"early_stop": self.early_stop})
+        """The stage's settings.
+
+        Raises:
+            ConfigError: for a preview prompt without its {}.
+        """
+        config = _filled(profile.training(self.method), self)
+        concepts.check_prompts(config.preview_prompts, "train.preview_prompts")
+        return config
 
 
 class GenerateOptions(Frozen):
@@ -250,15 +270,17 @@ class MergeOptions(Frozen):
         """The stage's settings, and a strength for each of the concepts.
 
         Raises:
-            ConfigError: if there are not as many strengths.
+            ConfigError: if there are not as many strengths, or for a target prompt without its {}.
         """
         strengths = tuple(self.strengths or [1.0] * count)
         if len(strengths) != count:
             raise ConfigError(
                 f"strengths: found {len(strengths)}, need {count}, one for each concept; or leave them out"
             )
-        config = _filled(profile.merge, self.model_copy(update={"strengths": None, "prompts": None}))
-        return config.model_copy(update={"prompts": tuple(self.prompts)} if self.prompts else {}), strengths
+        stated = self.model_copy(update={"strengths": None, "prompts": self.prompts or None})
+        config = _filled(profile.merge, stated)
+        concepts.check_prompts(config.prompts, "merge.prompts")
+        return config, strengths
 
 
 class ImportOptions(Frozen):
@@ -331,4 +353,4 @@ def _stated(options: MeasureOptions, usual: Measured, profile: Profile) -> Measu
 def _filled(config: Config, options: Frozen) -> Config:
     """The profile's settings, with those that the options state."""
     stated = {name: value for name, value in options if value is not None}
-    return config.model_copy(update=stated)
+    return type(config).model_validate(config.model_dump() | stated)

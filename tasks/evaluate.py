@@ -30,9 +30,10 @@ def evaluate_together(
     profile: Profile,
     config: EvaluateConfig,
     runtime: Runtime,
+    words: dict[str, tuple[str, ...]],
 ) -> Artifact:
     """Draw all concepts in one picture with every model, and measure, while holding the GPU slot."""
     from customdiff_core.evaluation.together import evaluate_together as run
 
     with gpu_slot(), progress("together-evaluate", "Images drawn") as tell:
-        return run(concepts, subjects, prompts, profile, config, store=store(), runtime=runtime, progress=tell)
+        return run(concepts, subjects, prompts, profile, config, words, store=store(), runtime=runtime, progress=tell)

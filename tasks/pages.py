@@ -26,6 +26,8 @@ from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
+from customdiff_core.lineage import Lineage, lineage_of
+from customdiff_core.merging.account import renamed
 from customdiff_core.retrieval.account import Account, account
 from customdiff_core.settings import Settings
 
@@ -163,8 +165,8 @@ def finetuned(concepts: tuple[Concept, ...], delta: Artifact, here: Store) -> st
     return _page("Fine-tuning", delta, here, body)
 
 
-def merged(delta: Artifact, here: Store) -> str:
-    """Each concept's worst layer, and the words that several concepts share or others explain."""
+def merged(delta: Artifact, left_out: Sequence[str], here: Store) -> str:
+    """Each concept's worst layer, the words that are no constraints, renamed tokens, and what nothing else will show."""
     report, rows = (tables.read(here, delta, name) for name in ("merge", "rows"))
     worst = report.groupby("concept").max(numeric_only=True)
     lines = [
@@ -187,7 +189,12 @@ def merged(delta: Artifact, here: Store) -> str:
         f"of the target words {report['condition_targets'].iloc[0]:.1e}.\n\n"
     )
     if said:
-        text += "Words that are no constraints:\n\n" + "\n".join(said)
+        text += "Words that are no constraints:\n\n" + "\n".join(said) + "\n\n"
+    text += _places(lineage_of(delta, here))
+    if others := renamed(rows):
+        text += "Concepts that are called otherwise now:\n\n" + "\n".join(f"* {escape(one)}" for one in others) + "\n\n"
+    if left_out:
+        text += "What is not drawn or measured:\n\n" + "\n".join(f"* {escape(line)}" for line in left_out)
     return _page("Merge", delta, here, lambda _: text)
 
 
@@ -207,6 +214,8 @@ def evaluated_together(concepts: tuple[Concept, ...], together: Artifact, here: 
         )
         for metric in dict.fromkeys(measured["metric"])
     ]
+    without = " and ".join(escape(one.noun) for one in concepts if not one.images)
+    unseen = f"No image alignment with {without}, since none of the pictures are here.\n\n" if without else ""
     judge = " ".join(
         f"{escape(row['metric'].capitalize())}: {number(row['value'], digits=2)} of {row['n']}."
         for row in tables.records(table[table["subject"] == "judge"])
@@ -225,7 +234,7 @@ def evaluated_together(concepts: tuple[Concept, ...], together: Artifact, here: 
             strips.append([escape(text) for text in words])
         return (
             f"{' and '.join(escape(one.title) for one in concepts)}.\n\n{_table(('Metric', *map(escape, subjects)), lines)}\n\n"
-            f"Who is in a picture is a program's answer. {judge}\n\nThe same prompts and noise, unpicked:\n\n"
+            f"{unseen}Who is in a picture is a program's answer. {judge}\n\nThe same prompts and noise, unpicked:\n\n"
             f"{_table(list(map(escape, sets)), strips)}"
         )
 
@@ -334,13 +343,13 @@ def searched(search: Artifact, wanted: Search, here: Store) -> str:
     return _page(f"Search {escape(wanted.name)}", search, here, lambda _: text)
 
 
-def generated(samples: Artifact, here: Store) -> str:
-    """Every prompt with its images, seed by seed."""
+def generated(samples: Artifact, known: Lineage, here: Store) -> str:
+    """Every prompt with its images, seed by seed, and what {0}, {1}, ... stand for with this delta."""
     table = tables.read(here, samples, "samples").sort_values(["prompt_id", "seed"])
     groups = [(str(part["prompt"].iloc[0]), part["image"].tolist()) for _, part in table.groupby("prompt_id")]
 
     def body(side: int) -> str:
-        return "\n\n".join(
+        return _places(known) + "\n\n".join(
             f"{escape(prompt)}\n\n{_strip(images, prompt, side)}" for prompt, images in groups[:PROMPTS_SHOWN]
         )
 
@@ -420,6 +429,11 @@ def _moved(table: pd.DataFrame) -> str:
     ]
     head = ("Layers", "Mean relative change", "Largest", "Weights")
     return f"How far the weights moved, by kind of layer (the paper's figure 3):\n\n{_table(head, lines)}\n\n"
+
+
+def _places(known: Lineage) -> str:
+    """What {0}, {1}, ... of a prompt stand for, where a delta knows several concepts."""
+    return f"In prompts: {escape(known.places)}.\n\n" if len(known.concepts) > 1 else ""
 
 
 def _cell(cell: Cell | None, *, signed: bool = False) -> str:

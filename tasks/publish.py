@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
+from customdiff_core.lineage import Lineage
 from customdiff_core.progress import Progress
 from tasks import pages
 from tasks.stores import store
@@ -64,9 +65,11 @@ def finetuned(concepts: tuple[Concept, ...], delta: Artifact) -> None:
     _send(f"{'-'.join(one.name for one in concepts)}-finetune", pages.finetuned(concepts, delta, store()))
 
 
-def merged(delta: Artifact) -> None:
-    """Show a merge's errors, and the words that are no constraints."""
-    _send("merge", pages.merged(delta, store()))
+def merged(delta: Artifact, left_out: Sequence[str] = ()) -> None:
+    """Show a merge's errors, the words that are no constraints, and what nothing after it will show; the log says that too."""
+    for line in left_out:
+        _logger().warning("%s", line)
+    _send("merge", pages.merged(delta, left_out, store()))
 
 
 def evaluated_together(concepts: tuple[Concept, ...], together: Artifact) -> None:
@@ -94,9 +97,9 @@ def searched(search: Artifact, wanted: Search) -> None:
     _send(f"search-{wanted.name}", pages.searched(search, wanted, store()))
 
 
-def generated(samples: Artifact) -> None:
-    """Show drawn prompts."""
-    _send("generate", pages.generated(samples, store()))
+def generated(samples: Artifact, known: Lineage) -> None:
+    """Show drawn prompts, and what their places stand for."""
+    _send("generate", pages.generated(samples, known, store()))
 
 
 def pretrained(model: Artifact, figures: Artifact) -> None:

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
+from customdiff_core.lineage import FILE, Lineage, Taught, to_metadata
 from customdiff_core.recipes import Recipe
 
 EVIL = '<script>alert("x")</script> | [link](javascript:1) ![a](http://evil.example/a.png) `code` *b*'
@@ -31,7 +32,7 @@ def png(number: int, side: int = 64) -> bytes:
     return images.encode(Image.fromarray(pixels))
 
 
-def metrics_table(confidence_half: float = 0.1) -> pd.DataFrame:
+def metricstable(confidence_half: float = 0.1) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for metric, (base, customized, difference) in METRICS.items():
         cells = {
@@ -83,7 +84,7 @@ def regularization(store: Store, count: int = 30) -> Artifact:
         for number in range(count)
     ]
     tables = {"regularization": rows, "candidates": candidates(count), "attempts": attempts(count)}
-    return _table(store, "regularization", {"count": count, "min_similarity": 0.8}, **tables)
+    return table(store, "regularization", {"count": count, "min_similarity": 0.8}, **tables)
 
 
 def candidates(count: int) -> pd.DataFrame:
@@ -163,7 +164,23 @@ def delta(store: Store) -> Artifact:
         {"layer": f"{kind}.weight", "kind": kind, "change": 0.01 * number}
         for number, kind in enumerate(("cross-attention", "self-attention", "other"), 1)
     ]
-    return _table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
+    return table(store, "delta", config, history=history(), previews=previews, weight_change=moved)
+
+
+def say(folder: Path, *taught: Taught) -> None:
+    """Write a delta's file with nothing in it but what it was taught."""
+    save_file({"a": np.ones(1, np.float32)}, folder / FILE, metadata=to_metadata(Lineage(concepts=taught)))
+
+
+def knowing(store: Store, *taught: Taught, **labels: str) -> Artifact:
+    """A delta of which nothing is there but what it says of itself."""
+
+    def produce(folder: Path) -> int:
+        say(folder, *taught)
+        return 1
+
+    config = {"taught": [one.model_dump() for one in taught]}
+    return _make(store, "delta", config, produce, {"concept": "+".join(one.name for one in taught)} | labels)
 
 
 def samples(store: Store, prompts: tuple[str, ...], name: str) -> Artifact:
@@ -172,7 +189,7 @@ def samples(store: Store, prompts: tuple[str, ...], name: str) -> Artifact:
         for number, prompt in enumerate(prompts)
         for seed in reversed(SEEDS)
     ]
-    return _table(store, "samples", {"name": name, "prompts": list(prompts)}, samples=rows)
+    return table(store, "samples", {"name": name, "prompts": list(prompts)}, samples=rows)
 
 
 def metrics(store: Store, concept: Concept, prompts: tuple[str, ...] = ("a crying {}", EVIL + " {}")) -> Artifact:
@@ -193,7 +210,7 @@ def metrics(store: Store, concept: Concept, prompts: tuple[str, ...] = ("a cryin
     ]
     sources = [{"name": name, **one.model_dump()} for name, one in sets.items()]
     config = {"seeds": list(SEEDS), "confidence": 0.95, "kid_images": 8, "prompts": list(prompts)}
-    return _table(store, "metrics", config, metrics=metrics_table(), scores=scores, sources=sources)
+    return table(store, "metrics", config, metrics=metricstable(), scores=scores, sources=sources)
 
 
 def run(store: Store, concept: Concept) -> dict[str, Artifact]:
@@ -207,7 +224,7 @@ def run(store: Store, concept: Concept) -> dict[str, Artifact]:
     }
 
 
-def _table(store: Store, kind: str, config: dict[str, Any], **content: Any) -> Artifact:
+def table(store: Store, kind: str, config: dict[str, Any], **content: Any) -> Artifact:
     def produce(folder: Path) -> int:
         for name, rows in content.items():
             tables.write(folder / f"{name}.parquet", rows)

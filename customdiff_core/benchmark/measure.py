@@ -18,7 +18,7 @@ from customdiff_core.benchmark.cells import Cell, training_seed
 from customdiff_core.benchmark.costs import costs
 from customdiff_core.benchmark.history import COSTS
 from customdiff_core.benchmark.protocol import Protocol
-from customdiff_core.concepts import Concept
+from customdiff_core.concepts import Concept, fill
 from customdiff_core.config import EvaluateConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.alignment import Scores, image_alignment, nearest_similarity, text_alignment
@@ -26,7 +26,6 @@ from customdiff_core.evaluation.identity import bounded, identity
 from customdiff_core.evaluation.intervals import crossed_interval, grid_of
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import jackknife, kid
-from customdiff_core.evaluation.together import fill
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.finetuning import methods
 from customdiff_core.merging.join import join

@@ -3,26 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from customdiff_core import delta as deltas
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.concepts import texts
 from customdiff_core.config import Runtime, SampleConfig
+from customdiff_core.lineage import lineage_of
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress
 from customdiff_core.sampling import generate
 
 
 def texts_for(delta: Artifact, prompts: Sequence[str], store: Store) -> tuple[str, ...]:
-    """Fill {} with the first concept that a delta was taught, and {0}, {1}, ... with each."""
-    lineage = deltas.load(store.path(delta) / deltas.FILE).lineage
-    nouns = [f"{one.modifier_token} {one.category}".strip() for one in lineage.concepts] or [""]
-    filled: list[str] = []
-    for prompt in prompts:
-        text = prompt.replace("{}", nouns[0])
-        for number, noun in enumerate(nouns):
-            text = text.replace(f"{{{number}}}", noun)
-        filled.append(text)
-    return tuple(filled)
+    """Fill {} with the first concept that a delta was taught, and {0}, {1}, ... with each.
+
+    Raises:
+        ConfigError: for a number beyond.
+    """
+    lineage = lineage_of(delta, store)
+    return texts(prompts, lineage, lineage.concepts[0].noun if lineage.concepts else "")
 
 
 def draw(

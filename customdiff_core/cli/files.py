@@ -12,14 +12,13 @@ from customdiff_core.cli.machine import (
     ProfileOption,
     TokenOption,
     WeightsOption,
-    delta_of,
     machine,
     say,
     size_of,
     stated_as,
     told,
 )
-from customdiff_core.config import CompressConfig, Stated
+from customdiff_core.config import CompressConfig
 
 
 def convert(
@@ -43,7 +42,7 @@ def convert(
 
     with told():
         here = machine(profile, weights, None, "auto")
-        made = delta_of(Pipeline(here.profile, here.store, here.runtime), name, stated_as(token, category))
+        made = Pipeline(here.profile, here.store, here.runtime).delta(name, stated=stated_as(token, category))
         loaded = deltas.load(here.store.path(made) / deltas.FILE)
         deltas.check_base(loaded, model_digest(here.profile.model))
         for path in write(out, loaded, Base(here.profile.model), to, rank):
@@ -69,7 +68,7 @@ def compress(
             energy=0.6 if energy is rank is megabytes is None else energy, rank=rank, megabytes=megabytes
         )
         with bars() as tell:
-            whole = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), name, Stated())
+            whole = Pipeline(here.profile, here.store, here.runtime, tell).delta(name)
             made = run(whole, here.profile, config, store=here.store, progress=tell("compress"))
         report = tables.read(here.store, made, "compression")
         say(here, made)
@@ -98,7 +97,7 @@ def inspect(
         table.add_row("format", found.format)
         table.add_row("method", lineage.method)
         table.add_row("base model", base)
-        table.add_row("concepts", ", ".join(f"{one.modifier_token} {one.category}".strip() for one in lineage.concepts))
+        table.add_row("concepts, in prompts", lineage.places)
         table.add_row("weights", f"{len(found.delta.weights)} whole, {len(found.delta.factors)} factored")
         tokens = [f"{name} {[len(row) for row in rows.values()]}" for name, rows in found.delta.tokens.items()]
         table.add_row("tokens", ", ".join(tokens).replace("[", "(").replace("]", ")") or "none")

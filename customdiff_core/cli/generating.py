@@ -13,8 +13,8 @@ from customdiff_core.cli.machine import (
     ProfileOption,
     TokenOption,
     WeightsOption,
-    delta_of,
     machine,
+    say_places,
     stated_as,
     told,
 )
@@ -23,7 +23,9 @@ from customdiff_core.config import SampleConfig
 
 def generate(
     name: Annotated[str, typer.Argument(help="A concept, the key of a delta, or a file.")],
-    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts; {} stands for the concept.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; {} stands for the concept, {0}, {1}, ... for those of a merge.")
+    ] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="A file of prompts, one a line.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images a prompt, from seed 0 on.")] = 4,
     seed: Annotated[list[int] | None, typer.Option(help="The seeds themselves instead.")] = None,
@@ -54,7 +56,10 @@ def generate(
         if prompts_file:
             wanted += concept_files.read_prompts(prompts_file.parent, prompts_file.name)
         with bars() as tell:
-            delta = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), name, stated_as(token, category))
+            delta = Pipeline(here.profile, here.store, here.runtime, tell).delta(
+                name, stated=stated_as(token, category)
+            )
+            say_places(here, delta)
             texts = texts_for(delta, wanted or ["photo of a {}"], here.store)
             seeds = tuple(seed) if seed else tuple(range(images))
             files = draw(texts, seeds, delta, here.profile, config, here.store, here.runtime, tell("generate"), out)

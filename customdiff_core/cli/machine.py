@@ -1,30 +1,25 @@
 """What all commands of `customdiff` share: their options, the profile on this machine, and how they speak."""
 
 import logging
-import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.logging import RichHandler
 
-from customdiff_core import concepts as concept_files
 from customdiff_core import profiles
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import console, notes
 from customdiff_core.config import FinetuneConfig, Runtime, Stated
-from customdiff_core.errors import ConfigError, CustomDiffusionError, StoreError, did_you_mean
+from customdiff_core.errors import CustomDiffusionError
 from customdiff_core.finetuning import methods
+from customdiff_core.lineage import lineage_of
 from customdiff_core.profiles import Profile
-from customdiff_core.stages import standing
-
-if TYPE_CHECKING:  # loading it brings torch along, which --help does without
-    from customdiff_core.pipeline import Pipeline
 
 ProfileOption = Annotated[str, typer.Option("--profile", "-p", help=f"One of {', '.join(profiles.BUILDERS)}.")]
 WeightsOption = Annotated[Path | None, typer.Option(help="A diffusers folder instead of the profile's own weights.")]
@@ -37,8 +32,6 @@ TokenOption = Annotated[
     list[str] | None, typer.Option("--token", help="An imported file's token, in its order, or its rare word.")
 ]
 CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="That token's category, such as cat.")]
-
-KEY = re.compile("[0-9a-f]{32}")  # of an artifact
 
 
 @dataclass(frozen=True)
@@ -86,21 +79,6 @@ def _fail(title: str, lines: list[str], error: Exception) -> NoReturn:
     raise typer.Exit(1) from error
 
 
-def delta_of(pipeline: "Pipeline", name: str, stated: Stated) -> Artifact:
-    """The delta that a concept's name stands for, or else train it; a key's; a file's."""
-    if name in concept_files.names():
-        try:
-            return standing(name, pipeline.profile, pipeline.store)
-        except StoreError:
-            notes.print(f"{name}: not trained yet; training it now")
-    elif not concept_files.is_file(name) and not KEY.fullmatch(name):
-        known = concept_files.names()
-        raise ConfigError(
-            f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
-        )
-    return pipeline.delta(name, pipeline.profile.training("custom-diffusion"), stated)
-
-
 def stated_as(tokens: list[str] | None, categories: list[str] | None) -> Stated:
     """What the command line says of an imported file."""
     return Stated(tokens=tuple(tokens or ()), categories=tuple(categories or ()))
@@ -111,6 +89,13 @@ def say(here: Machine, made: Artifact) -> None:
     labels = here.store.manifest(made).recipe.labels
     said = f"{labels.get('concept', '')} ({labels.get('method', '')}, {labels.get('way', '')})"
     console.print(f"delta {made.key}  {said}  {size_of(here, made):.2f} MB", markup=False)
+
+
+def say_places(here: Machine, delta: Artifact) -> None:
+    """A line about what {0}, {1}, ... of a prompt stand for, where a delta knows several concepts; not among the answers."""
+    lineage = lineage_of(delta, here.store)
+    if len(lineage.concepts) > 1:
+        notes.print(f"in prompts: {lineage.places}", markup=False, soft_wrap=True)
 
 
 def size_of(here: Machine, delta: Artifact) -> float:

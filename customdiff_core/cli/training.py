@@ -8,6 +8,7 @@ from rich.table import Table
 from customdiff_core import concepts as concept_files
 from customdiff_core.artifacts import Artifact
 from customdiff_core.cli.bars import bars, console
+from customdiff_core.cli.changes import changed, read_changes
 from customdiff_core.cli.machine import (
     CategoryOption,
     DeviceOption,
@@ -19,14 +20,15 @@ from customdiff_core.cli.machine import (
     StepsOption,
     TokenOption,
     WeightsOption,
-    delta_of,
     machine,
     say,
+    say_places,
     stated_as,
     told,
 )
-from customdiff_core.config import Stated
+from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning import methods
+from customdiff_core.lineage import lineage_of
 
 
 def train(
@@ -36,6 +38,15 @@ def train(
     method: MethodOption = "custom-diffusion",
     steps: StepsOption = None,
     seed: SeedOption = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any setting of the training (prior_weight=0), its views (augment.random_resize=false) or its regularization "
+            "images (retrieve.regularization=generated); wins over the options above.",
+        ),
+    ] = None,
     profile: ProfileOption = "openmoji",
     weights: WeightsOption = None,
     index: IndexOption = None,
@@ -45,12 +56,21 @@ def train(
     from customdiff_core.pipeline import Pipeline
 
     with told():
+        if joint and sequential:
+            raise ConfigError("train: found --joint and --sequential, need one of them; leave the other out")
         here = machine(profile, weights, index, device)
-        config = here.training(method, steps, seed)
+        changes = read_changes(settings or ())
+        training = changed(here.training(str(changes[""].get("method", method)), steps, seed), changes[""])
+        concept_files.check_prompts(training.preview_prompts, "preview_prompts")
+        retrieval = changed(here.profile.retrieval(training.method), changes["retrieve."])
+        views = changed(here.profile.views(training.method), changes["augment."])
         groups = [names] if joint or sequential else [[name] for name in names]
         with bars() as tell:
             pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
-            made = [pipeline.train(group, config, sequential=sequential) for group in groups]
+            made = [
+                pipeline.train(group, training, sequential=sequential, retrieval=retrieval, views=views)
+                for group in groups
+            ]
         for one in made:
             say(here, one)
 
@@ -65,16 +85,18 @@ def compose(
     factored: Annotated[bool, typer.Option(help="Keep thin factors: the same model, far smaller.")] = False,
     token: TokenOption = None,
     category: CategoryOption = None,
+    method: MethodOption = "custom-diffusion",
     steps: StepsOption = None,
     profile: ProfileOption = "openmoji",
     weights: WeightsOption = None,
     index: IndexOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train or import what is missing, and merge it in closed form."""
+    """Train or import what is missing, and merge it in closed form; a concept is its longest training, unless --steps."""
     from customdiff_core.pipeline import Pipeline
 
     with told():
+        methods.check_merges(method)
         here = machine(profile, weights, index, device)
         prompts = tuple(target or here.profile.merge.prompts)
         config = here.profile.merge.model_copy(update={"ridge": ridge, "factored": factored, "prompts": prompts})
@@ -83,10 +105,12 @@ def compose(
             raise typer.BadParameter(f"found {len(strengths)} strengths, need {len(names)}")
         with bars() as tell:
             pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
-            training = here.training("custom-diffusion", steps, 0)
+            stated = steps is not None or method != here.profile.finetune.method
+            training = here.training(method, steps, 0) if stated else None
             made = pipeline.compose(names, strengths, training, config, stated_as(token, category))
         say(here, made)
         say_merge(here, made)
+        say_places(here, made)
 
 
 def evaluate(
@@ -116,10 +140,9 @@ def evaluate(
             subset = min(config.kid_subset_size, kid_images)
             config = config.model_copy(update={"kid_images": kid_images, "kid_subset_size": subset})
         with bars() as tell:
-            made = delta_of(Pipeline(here.profile, here.store, here.runtime, tell), delta or name, Stated())
+            made = Pipeline(here.profile, here.store, here.runtime, tell).delta(delta or name)
             method = str(here.store.manifest(made).recipe.config.get("method"))
-            concept = concept_files.load(name)
-            wanted = methods.get(method).words(concept) if method in methods.METHODS else concept
+            wanted = concept_files.as_taught(concept_files.load(name), lineage_of(made, here.store))
             metrics = run(
                 wanted, made, here.profile, config, store=here.store, runtime=here.runtime, progress=tell("evaluate")
             )
@@ -131,8 +154,9 @@ def evaluate(
 
 
 def say_merge(here: Machine, made: Artifact) -> None:
-    """A line a concept: how well it is kept; and the words that are no constraints."""
+    """A line a concept: how well it is kept; the words that are no constraints; and the concepts that are called otherwise."""
     from customdiff_core import tables
+    from customdiff_core.merging.account import renamed
 
     report, rows = (tables.read(here.store, made, name) for name in ("merge", "rows"))
     table = Table("concept", "strength", "constraints", "worst error", "as saved")
@@ -147,3 +171,5 @@ def say_merge(here: Machine, made: Artifact) -> None:
     console.print(table)
     for state, words in rows[rows["state"] != "constraint"].groupby("state")["token"].unique().items():
         console.print(f"no constraints, {state}: {', '.join(words)}", markup=False)
+    for line in renamed(rows):
+        console.print(line, markup=False)

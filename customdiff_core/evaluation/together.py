@@ -1,6 +1,6 @@
 """Evaluate several concepts in one picture: base model, merged, jointly trained, on the same prompts and noise (section 4.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 from customdiff_core import concepts as concept_files
 from customdiff_core import images, stages, tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.concepts import Concept
+from customdiff_core.concepts import Concept, fill
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.evaluate import grids_of
@@ -25,19 +25,13 @@ BASE = "base"
 PRESENCE = "all_present"
 
 
-def fill(prompt: str, words: Sequence[str]) -> str:
-    """Put each concept's words in its place."""
-    for number, one in enumerate(words):
-        prompt = prompt.replace(f"{{{number}}}", one)
-    return prompt
-
-
 def evaluate_together(
     concepts: tuple[Concept, ...],
     subjects: dict[str, Artifact],
     prompts: tuple[str, ...],
     profile: Profile,
     config: EvaluateConfig,
+    words: Mapping[str, Sequence[str]] | None = None,
     *,
     store: Store,
     runtime: Runtime = Runtime(),
@@ -46,31 +40,33 @@ def evaluate_together(
     """Draw the prompts with the base model and every subject, and measure.
 
     Args:
-        concepts: what {0}, {1}, ... stand for.
+        concepts: what {0}, {1}, ... stand for; one without pictures has no image alignment.
         subjects: deltas by what to call them, such as "merged" and "joint".
         prompts: each with {0}, {1}, ... once.
         profile: the base model and the judge.
         config: seeds, sampler, intervals.
+        words: by subject, what {0}, {1}, ... are in its prompts where it calls the concepts otherwise, as a merge may.
         store: where samples and figures go.
         runtime: device.
         progress: told while images are drawn.
 
     Returns:
         A `together` artifact: metrics.parquet (subject, metric, value, ci_low, ci_high, n), scores.parquet (a row an image)
-        and sources.parquet (the sample sets). Subject "judge" says how often the judge of presence is right.
+        and sources.parquet (the sample sets). Subject "judge" says how often the judge of presence is right, as far as there
+        are pictures to ask it about.
 
     Raises:
         ConfigError: for prompts that miss a concept.
     """
     concept_files.check_prompts_together(prompts, len(concepts))
+    plain = [concept.category for concept in concepts]
+    spoken = {name: [concept.noun for concept in concepts] for name in subjects} | dict(words or {})
 
     def produce(folder: Path) -> int:
         judge = Judge(profile, store, runtime)
-        plain = [concept.category for concept in concepts]
-        spoken = [concept.noun for concept in concepts]
         samples = {
             name: generate(
-                tuple(fill(prompt, spoken if delta else plain) for prompt in prompts),
+                tuple(fill(prompt, spoken.get(name, plain)) for prompt in prompts),
                 config.seeds,
                 delta,
                 profile,
@@ -88,7 +84,7 @@ def evaluate_together(
             folder / "metrics.parquet", [*_metrics(scores, config), *_judge_rows(concepts, judge, profile)]
         )
 
-    return store.make(stages.evaluate_together(concepts, subjects, prompts, profile, config), produce)
+    return store.make(stages.evaluate_together(concepts, subjects, prompts, profile, config, words or {}), produce)
 
 
 def _scores(
@@ -100,12 +96,19 @@ def _scores(
     categories = [concept.category for concept in concepts]
     words = judge.texts([fill(prompt, categories) for prompt in prompts])[table["prompt_id"]]
     scores: dict[str, object] = {"text_alignment": text_alignment(drawn, words)}
-    for concept in concepts:
+    for name, concept in zip(_names(concepts), concepts, strict=True):
         group, folder = (concept.held_out, "held_out") if concept.held_out else (concept.images, "images")
-        targets = judge.images([concept.read(picture, folder) for picture in group])
-        scores[f"image_alignment_{concept.name}"] = image_alignment(drawn, targets)
+        if group:
+            targets = judge.images([concept.read(picture, folder) for picture in group])
+            scores[f"image_alignment_{name}"] = image_alignment(drawn, targets)
     scores[PRESENCE] = _present(judge, categories, drawn).astype(float)
     return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
+
+
+def _names(concepts: Sequence[Concept]) -> list[str]:
+    """Each concept's name, with its place where another is called alike."""
+    names = [one.name for one in concepts]
+    return [one if names.count(one) == 1 else f"{one} {place}" for place, one in enumerate(names, 1)]
 
 
 def _present(judge: Judge, categories: Sequence[str], drawn: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -127,7 +130,7 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
 def _judge_rows(concepts: Sequence[Concept], judge: Judge, profile: Profile) -> list[tables.Row]:
     """How often the judge of presence is right: on each concept's pictures alone, and on all pairs of them side by side."""
     pictures = [[images.decode(one.read(picture), picture.name) for picture in one.images] for one in concepts]
-    rounds = max(map(len, pictures))
+    rounds = max(map(len, pictures)) if all(pictures) else 0
     together = [
         side_by_side(
             [group[(number + shift) % len(group)] for shift, group in enumerate(pictures)], profile.augment.resolution
@@ -136,12 +139,15 @@ def _judge_rows(concepts: Sequence[Concept], judge: Judge, profile: Profile) -> 
     ]
     alone = [one.read(picture) for one in concepts for picture in one.images]
     categories = [concept.category for concept in concepts]
-    hits = _present(judge, categories, judge.images(together))
-    false = _present(judge, categories, judge.images(alone))
-    return [
-        _row("judge", "said to show all, of pictures that do", float(hits.mean()), np.nan, np.nan, len(hits)),
-        _row("judge", "said to show all, of pictures that do not", float(false.mean()), np.nan, np.nan, len(false)),
-    ]
+    answers = {
+        metric: _present(judge, categories, judge.images(shown))
+        for metric, shown in (
+            ("said to show all, of pictures that do", together),
+            ("said to show all, of pictures that do not", alone),
+        )
+        if shown
+    }
+    return [_row("judge", metric, float(said.mean()), np.nan, np.nan, len(said)) for metric, said in answers.items()]
 
 
 def _row(subject: str, metric: str, value: float, low: float, high: float, n: int) -> tables.Row:

@@ -81,7 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         config, device = self.config, self.components.device
-        self.rates = methods.get(config.method).rates(config)
+        self.rates = methods.get(config.method).rates(config, regularized=any(map(len, self.examples.priors)))
         groups = zip((list(self.weights.values()), list(self.rows.values())), self.rates, strict=True)
         self.optimizer = make_optimizer(groups, config, device)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]

@@ -55,7 +55,8 @@ def merge(
 
     Returns:
         A `delta` artifact: delta.safetensors, merge.parquet (a row a layer and concept: its errors) and rows.parquet (a row
-        a target token: whether it is a constraint, and if not why).
+        a target token: whether it is a constraint, and if not why; and of its concept the part that it came in, by digest,
+        its token there and its token now).
 
     Raises:
         MergeError, DeltaError: if the deltas do not fit each other or the model, with both digests; ConfigError for a target
@@ -74,8 +75,8 @@ def merge(
         captions, factors = factorization(index, profile, config.captions, store=store)
         targets = [
             target
-            for one, strength in zip(loaded, strengths, strict=True)
-            for target in concept_targets(profile.model, one, strength, config.prompts)
+            for part, one, strength in zip(parts, loaded, strengths, strict=True)
+            for target in concept_targets(profile.model, one, strength, config.prompts, part.sha256)
         ]
         made, report, rows = merge_targets(targets, base, factors, config, progress)
         lineage = made.lineage.model_copy(
@@ -129,7 +130,7 @@ def merge_targets(
     Raises:
         MergeError: if fewer than two concepts are given, or nothing tells them apart.
     """
-    problem, rows = pose(targets, factors, config)
+    problem, states = pose(targets, factors, config)
     conditions = {"condition_regularization": factors.condition, "condition_targets": problem.solution.condition}
     names = sorted(name for name in base if name.endswith(KEYS_AND_VALUES))
     weights: dict[str, Tensor] = {}
@@ -146,11 +147,27 @@ def merge_targets(
         progress(number, len(names), "layers merged")
     weights |= mean_queries_and_outputs(problem.targets, base)
     tokens, concepts = union_of_tokens(problem.targets)
+    rows: list[tables.Row] = [
+        {
+            "concept": one.concept.name,
+            "part": one.part,
+            "original_token": one.concept.modifier_token,
+            "modifier_token": now.modifier_token,
+            "prompt": prompt,
+            "token": token,
+            "state": state,
+        }
+        for one, now, part in zip(problem.targets, concepts, states, strict=True)
+        for (prompt, token), state in zip(one.places, part, strict=True)
+    ]
     return Delta(weights, tokens, Lineage(method="merge", concepts=concepts), thin), report, rows
 
 
-def pose(targets: Sequence[Targets], factors: Factorization, config: MergeConfig) -> tuple[Problem, list[tables.Row]]:
+def pose(targets: Sequence[Targets], factors: Factorization, config: MergeConfig) -> tuple[Problem, list[list[str]]]:
     """Choose the constraints and solve for what all layers share; the concepts' order changes nothing.
+
+    Returns:
+        The problem, its targets in an order of their own, and the state of each of their rows.
 
     Raises:
         MergeError: if fewer than two concepts are given, or nothing tells them apart.
@@ -168,12 +185,7 @@ def pose(targets: Sequence[Targets], factors: Factorization, config: MergeConfig
                 "need concepts that differ; merge each once"
             )
     c_target = torch.cat([one.features[mask] for one, mask in zip(targets, kept, strict=True)])
-    rows: list[tables.Row] = [
-        {"concept": one.concept.name, "prompt": prompt, "token": token, "state": state}
-        for one, part in zip(targets, states, strict=True)
-        for (prompt, token), state in zip(one.places, part, strict=True)
-    ]
-    return Problem(targets, kept, c_target, solve(c_target, held), factors), rows
+    return Problem(targets, kept, c_target, solve(c_target, held), factors), states
 
 
 def row_states(targets: Sequence[Targets], factors: Factorization, config: MergeConfig) -> list[list[str]]:

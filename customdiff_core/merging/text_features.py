@@ -22,13 +22,17 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Targets:
-    """The target rows of one concept: `features` (n, D), float64, and which token of which prompt each is."""
+    """The target rows of one concept: `features` (n, D), float64, and which token of which prompt each is.
+
+    `part` is the digest of the artifact that the delta is.
+    """
 
     concept: Taught
     delta: Delta
     strength: float
     features: Tensor
     places: tuple[tuple[str, str], ...]
+    part: str = ""
 
     @property
     def digest(self) -> str:
@@ -51,7 +55,9 @@ def regularization_features(encoders: Sequence[TextEncoder], captions: Sequence[
     return torch.cat(parts)
 
 
-def concept_targets(source: ModelSource, delta: Delta, strength: float, prompts: Sequence[str]) -> list[Targets]:
+def concept_targets(
+    source: ModelSource, delta: Delta, strength: float, prompts: Sequence[str], part: str = ""
+) -> list[Targets]:
     """Features of each concept's target prompts, read by the text encoder with the delta's own tokens.
 
     Every concept is read alone, so that its features are the same in whatever company it is merged.
@@ -68,9 +74,8 @@ def concept_targets(source: ModelSource, delta: Delta, strength: float, prompts:
     add_tokens(encoders, delta)
     found: list[Targets] = []
     for concept in delta.lineage.concepts:
-        noun = f"{concept.modifier_token} {concept.category}".strip()
-        features, places = token_features(encoders, [prompt.replace("{}", noun) for prompt in prompts])
-        found.append(Targets(concept, delta, strength, features, places))
+        features, places = token_features(encoders, [prompt.replace("{}", concept.noun) for prompt in prompts])
+        found.append(Targets(concept, delta, strength, features, places, part))
     return found
 
 

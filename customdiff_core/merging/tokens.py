@@ -1,7 +1,7 @@
 """The tokens of a merged model: those of all its concepts, renamed where two are called alike."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -14,31 +14,36 @@ Rows = Mapping[str, torch.Tensor]
 
 
 def union_of_tokens(targets: Sequence[Targets]) -> tuple[dict[str, Rows], tuple[Taught, ...]]:
-    """Return every concept's token and the concepts with the tokens that they have now.
+    """Return every concept's token and the concepts with the tokens that they have now, in the order of the targets.
 
-    Of two concepts with one token the second, in the order of the targets, gets another name, and the log says so.
+    Of two concepts with one token, one that was trained here keeps it before one of another program's file, and the first of
+    the targets before the second; the other gets another name, and the log says so. The order in which somebody names the
+    concepts is no reason: it makes no other artifact.
     """
-    tokens: dict[str, Rows] = {}
-    concepts: list[Taught] = []
-    for one in targets:
-        token, rows = one.concept.modifier_token, one.delta.tokens.get(one.concept.modifier_token)
-        if rows is not None:
-            name = _free(token, tokens)
-            if name != token:
-                logger.warning(
-                    "modifier token: found %s in two of the merged concepts, need one each; that of %s is %s now",
-                    token,
-                    one.concept.name,
-                    name,
-                )
-            tokens[name] = rows
-            token = name
-        concepts.append(one.concept.model_copy(update={"modifier_token": token}))
+    own = [one.concept.modifier_token for one in targets]
+    now = dict[int, str]()
+    for place in sorted(range(len(targets)), key=lambda place: not targets[place].concept.initializer_token):
+        one, token = targets[place], own[place]
+        if token not in one.delta.tokens:  # a word that the model knows already
+            continue
+        now[place] = token if token not in now.values() else _free(token, {*now.values(), *own})
+        if now[place] != token:
+            logger.warning(
+                "modifier token: found %s in two of the merged concepts, need one each; that of %s is %s now",
+                token,
+                one.concept.name,
+                now[place],
+            )
+    tokens = {name: targets[place].delta.tokens[own[place]] for place, name in sorted(now.items())}
+    concepts = (
+        one.concept.model_copy(update={"modifier_token": now.get(place, own[place])})
+        for place, one in enumerate(targets)
+    )
     return tokens, tuple(concepts)
 
 
-def _free(token: str, taken: Mapping[str, Rows]) -> str:
-    """<new1>, then <new1-2>, <new1-3> ..."""
+def _free(token: str, taken: Collection[str]) -> str:
+    """<new1-2>, then <new1-3> ..."""
     number, name = 1, token
     while name in taken:
         number += 1

@@ -5,18 +5,27 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from customdiff_core import concepts, images, tables
 from customdiff_core import delta as deltas
-from customdiff_core import images, tables
+from customdiff_core.artifacts import Artifact
 from customdiff_core.cli import bars as bars_module
 from customdiff_core.cli.app import app
 from customdiff_core.cli.bars import Bars
+from customdiff_core.cli.changes import read_changes
 from customdiff_core.cli.drawing import texts_for
+from customdiff_core.config import AugmentConfig, EarlyStop, FinetuneConfig, RetrieveConfig
+from customdiff_core.errors import ConfigError
+from customdiff_core.lineage import Taught
+from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
+
+from ..handmade import knowing
 
 
 @pytest.fixture
@@ -87,6 +96,65 @@ def test_compress_says_what_it_costs(chain, run):
     assert set(deltas.load(chain.store.path(chain.store.get("delta", key)) / deltas.FILE).factors)
 
 
+@pytest.fixture
+def trained(chain, monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, Any]]]:
+    """What is trained, with which settings; nothing is."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+
+    def train(self: Pipeline, names: list[str], config: FinetuneConfig, **named: Any) -> Artifact:
+        found.append((names, {"config": config, **named}))
+        return chain.delta
+
+    monkeypatch.setattr(Pipeline, "train", train)
+    return found
+
+
+def test_every_setting_of_a_training_can_be_stated(run, trained):
+    settings = ["method=dreambooth", "prior_weight=0", 'preview_prompts=["a {}"]', "early_stop.views=4"]
+    settings += ["augment.random_resize=false", "retrieve.regularization=retrieved", "retrieve.fetch.deadline_s=3"]
+    code, said = run("train", "cat", "dog", "--steps", "7", *(word for one in settings for word in ("--set", one)))
+    assert code == 0, said
+    assert [names for names, _ in trained] == [["cat"], ["dog"]]
+    _, found = trained[0]
+    config = found["config"]
+    assert (config.method, config.steps, config.prior_weight) == ("dreambooth", 7, 0)
+    assert (config.preview_prompts, config.early_stop) == (("a {}",), EarlyStop(views=4))
+    assert not found["views"].random_resize
+    assert (found["retrieval"].regularization, found["retrieval"].fetch.deadline_s) == ("retrieved", 3)
+
+
+def test_a_setting_is_stated_by_every_name_that_the_stages_know():
+    known = read_changes(
+        [
+            f"{stage}{name}=1"
+            for stage, kind in (("", FinetuneConfig), ("augment.", AugmentConfig), ("retrieve.", RetrieveConfig))
+            for name in kind.model_fields
+        ]
+    )
+    assert set(known[""]) == set(FinetuneConfig.model_fields)
+    assert set(known["augment."]) == set(AugmentConfig.model_fields)
+    assert set(known["retrieve."]) == set(RetrieveConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "prior_wieght=0"], "did you mean 'prior_weight'?"),
+        (["--set", "augment.veiws=9"], "found 'augment.veiws', need one of augment.resolution, augment.views,"),
+        (["--set", "prior_weight"], "--set: found 'prior_weight', need name=value; for example --set prior_weight=0"),
+        (["--set", "prior_weight=much"], "prior_weight: found 'much'; Input should be a valid number"),
+        (["--set", "retrieve.regularization=some"], "found 'some'; Input should be 'retrieved', 'generated' or 'none'"),
+        (["--set", 'preview_prompts=["a cat"]'], "preview_prompts: found 0 placeholders in 'a cat'"),
+        (["--joint", "--sequential"], "train: found --joint and --sequential, need one of them; leave the other out"),
+    ],
+)
+def test_what_a_training_does_not_take_is_said_before_it(run, trained, arguments: list[str], words: str):
+    code, said = run("train", "cat", "dog", *arguments)
+    assert code == 1
+    assert words in said
+    assert not trained
+
+
 def test_compose_merges_and_says_what_is_no_constraint(chain, dog_delta, run):
     arguments = [chain.delta.key, dog_delta.key, "--index", str(chain.store.path(chain.index)), "--factored"]
     code, said = run("compose", *arguments, "--strength", "1", "--strength", "0.5")
@@ -98,6 +166,37 @@ def test_compose_merges_and_says_what_is_no_constraint(chain, dog_delta, run):
     code, said = run("compose", *arguments, "--strength", "1")
     assert code == 2
     assert "found 1 strengths, need 2" in said
+
+
+def test_compose_trains_anew_only_with_settings_of_its_own(run, monkeypatch: pytest.MonkeyPatch):
+    asked: list[FinetuneConfig | None] = []
+
+    def compose(self: Pipeline, names: list[str], strengths: list[float], training: FinetuneConfig | None, *rest: Any):
+        asked.append(training)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(Pipeline, "compose", compose)
+    for stated in ([], ["--steps", "3"], ["--method", "custom-diffusion-crossattn"]):
+        assert run("compose", "cat", "dog", *stated)[0] == 1
+    plain, short, faces = asked
+    assert plain is None
+    assert short is not None
+    assert short.steps == 3
+    assert faces is not None
+    assert faces.method == "custom-diffusion-crossattn"
+    code, said = run("compose", "cat", "dog", "--method", "dreambooth")
+    assert code == 1
+    assert "method: found dreambooth, which trains the whole UNet" in said
+    assert len(asked) == 3
+
+
+def test_compose_says_every_time_which_concept_is_called_otherwise(chain, dog_delta, run, tmp_path: Path):
+    assert run("convert", dog_delta.key, str(tmp_path / "dog.bin"), "--to", "authors")[0] == 0
+    arguments = [chain.delta.key, str(tmp_path / "dog.bin"), "--index", str(chain.store.path(chain.index))]
+    for _ in range(2):  # the second time it is cached
+        code, said = run("compose", *arguments, "--token", "<teal-cat>", "--category", "dog")
+        assert code == 0
+        assert "<teal-cat> of teal-cat is <teal-cat-2> now: another concept is <teal-cat>" in said
 
 
 def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
@@ -132,7 +231,30 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
 
 def test_prompts_name_every_concept_that_a_delta_knows(chain, dog_delta):
     assert texts_for(chain.delta, ["a {}", "two {0}"], chain.store) == ("a <teal-cat> cat", "two <teal-cat> cat")
-    assert texts_for(dog_delta, ["a {1}"], chain.store) == ("a {1}",)  # it knows one
+    with pytest.raises(ConfigError) as error:
+        texts_for(dog_delta, ["a {1}"], chain.store)
+    assert str(error.value) == (
+        "prompts: found {1} in 'a {1}', need {} or what the delta knows: {0} <purple-dog> dog; correct it"
+    )
+
+
+def test_generate_and_inspect_say_what_the_places_of_a_merge_stand_for(
+    chain, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    taught = (chain.concept.name, "dog")
+    both = knowing(chain.store, *(taught_of(name) for name in reversed(taught)))
+    drawn: list[tuple[str, ...]] = []
+    monkeypatch.setattr("customdiff_core.cli.drawing.draw", lambda texts, *rest: drawn.append(texts) or [])
+    done = CliRunner().invoke(app, ["generate", both.key, "a {0} and a {1}"])
+    assert done.exit_code == 0, done.output
+    assert "in prompts: {0} <purple-dog> dog, {1} <teal-cat> cat" in " ".join(done.stderr.split())
+    assert drawn == [("a <purple-dog> dog and a <teal-cat> cat",)]
+    _, said = run("inspect", str(chain.store.path(both) / deltas.FILE))
+    assert "in prompts │ {0} <purple-dog> dog, {1} <teal-cat> cat" in said
+
+
+def taught_of(name: str) -> Taught:
+    return Taught.model_validate(concepts.load(name).model_dump(include=set(Taught.model_fields)))
 
 
 def test_a_stage_that_says_nothing_has_no_bar():

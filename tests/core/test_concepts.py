@@ -44,6 +44,23 @@ def test_prompts_may_be_given(make_concept):
     assert concepts.load_folder(make_concept(), ["one {}"]).prompts == ("one {}",)
 
 
+@pytest.mark.parametrize("count", [2, 4, 5, 8])
+def test_there_are_prompts_for_as_many_concepts_as_there_are(count: int, tmp_path: Path):
+    found = concepts.prompts_together(count, data=tmp_path)
+    assert len(set(found)) == 8
+    concepts.check_prompts_together(found, count)
+    firsts = {min(range(count), key=lambda number: prompt.index(f"{{{number}}}")) for prompt in found}
+    assert firsts == set(range(count))
+    assert ("background" in " ".join(found)) == (count <= 4)
+
+
+def test_prompts_of_four_concepts_name_them_as_a_person_would():
+    assert concepts.prompts_together(4)[:2] == (
+        "a {0}, a {1}, a {2} and a {3}",
+        "photo of a {1}, a {2}, a {3} and a {0}",
+    )
+
+
 def test_an_unknown_concept_names_the_nearest(make_concept, tmp_path: Path):
     make_concept("mug")
     make_concept("teapot")

@@ -56,6 +56,15 @@ def test_each_method_has_its_regularization_and_its_views(
         assert dict(calls)["retrieve"] == ("ktn", False, "generated")
 
 
+def test_stated_views_and_regularization_images_win(openmoji, store: Store, calls):
+    retrieval = openmoji.retrieve.model_copy(update={"regularization": "generated"})
+    views = openmoji.augment.model_copy(update={"random_resize": False})
+    Pipeline(openmoji, store).train(["cat"], openmoji.finetune, retrieval=retrieval, views=views)
+    assert stages(calls) == ["retrieve", "augment", "finetune"]
+    assert dict(calls)["retrieve"] == ("<teal-cat>", False, "generated")
+    assert dict(calls)["augment"] == ("cat", True, False)
+
+
 def test_joint_is_one_training_and_sequential_goes_on_from_the_last(openmoji, store: Store, calls):
     pipeline, config = Pipeline(openmoji, store), openmoji.finetune
     pipeline.train(["cat", "dog"], config)
@@ -93,5 +102,34 @@ def test_a_delta_is_a_concept_a_file_or_a_key(openmoji, store: Store, calls, mon
     assert stages(calls)[-1] == "finetune"
     pipeline.delta(str(tmp_path / "teddybear.bin"), openmoji.finetune, stated)
     assert taken == [("teddybear.bin", stated)]
-    with pytest.raises(StoreError, match="delta 0123abc: found nothing there, need a whole artifact"):
-        pipeline.delta("0123abc", openmoji.finetune)
+    with pytest.raises(StoreError, match=f"delta {'0' * 32}: found nothing there, need a whole artifact"):
+        pipeline.delta("0" * 32, openmoji.finetune)
+
+
+def test_a_name_is_the_training_it_stands_for_unless_settings_are_given(
+    openmoji, store: Store, calls, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    there = {"cat": Artifact(kind="delta", key="long", sha256="long", rows=1)}
+
+    def standing(name: str, *rest: Any) -> Artifact:
+        if name not in there:
+            raise StoreError("none")
+        return there[name]
+
+    monkeypatch.setattr(module, "standing", standing)
+    pipeline = Pipeline(openmoji, store)
+    pipeline.compose(["cat", "dog"], [1.0, 1.0], None, MergeConfig())
+    assert [of for stage, of in calls if stage == "finetune"] == [(["dog"], False)]
+    assert caplog.messages == ["dog: not trained yet; training it now"]
+    assert pipeline.delta("cat") == there["cat"]
+    calls.clear()
+    pipeline.compose(["cat", "dog"], [1.0, 1.0], openmoji.finetune, MergeConfig())
+    assert stages(calls).count("finetune") == 2
+
+
+def test_a_misspelt_part_is_said_before_the_first_training(openmoji, store: Store, calls):
+    with pytest.raises(
+        ConfigError, match=r"delta: found 'dgo', need a concept \(.*\), a delta's key or a file; did you mean"
+    ):
+        Pipeline(openmoji, store).compose(["cat", "dgo"], [1.0, 1.0], openmoji.finetune, MergeConfig())
+    assert not calls

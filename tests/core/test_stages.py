@@ -109,6 +109,14 @@ def test_an_evaluation_prompt_changes_the_evaluation_alone(cat, openmoji):
     assert stages.validation(other, openmoji, 10).key == stages.validation(cat, openmoji, 10).key
 
 
+def test_other_words_for_the_concepts_are_another_evaluation(cat, openmoji):
+    def key(words: dict[str, tuple[str, ...]]) -> str:
+        subjects = {"merged": DELTA}
+        return stages.evaluate_together((cat,), subjects, ("a {0}",), openmoji, EvaluateConfig(), words).key
+
+    assert key({}) == key({}) != key({"merged": ("<teal-cat-2> cat",)})
+
+
 def test_samples_know_whether_the_model_was_customized(openmoji):
     base, customized = (stages.generate(("a cat",), (0,), delta, openmoji, SampleConfig()) for delta in (None, DELTA))
     assert (base.labels["subject"], customized.labels["subject"]) == ("base", "customized")

@@ -84,6 +84,7 @@ def test_bad_compositions_are_said(stack: Stack, composed: dict[str, Any]) -> No
         "concept: found 'catt'": {"compose": ["cat", "catt"]},
         "x.bin: found no file": {"compose": ["cat", "/none/x.bin"]},
         "strengths: found 1, need 2": {"merge": {"strengths": [1.0]}},
+        "method: found dreambooth, which trains the whole UNet": {"train": {"method": "dreambooth"}},
     }
     runs = {words: stack.start("compose/cat-dog", **(PAIR | parameters)) for words, parameters in bad.items()}
     for words, run in runs.items():

@@ -10,6 +10,7 @@ from customdiff_core import concepts, profiles
 from customdiff_core.benchmark.protocol import Together
 from customdiff_core.benchmark.protocol import load as load_protocol
 from customdiff_core.benchmark.search import load as load_search
+from customdiff_core.config import FinetuneConfig
 from customdiff_core.errors import ConfigError, WeightsError
 from customdiff_core.finetuning import methods
 from customdiff_core.settings import REPOSITORY
@@ -40,6 +41,23 @@ def test_stated_fields_win() -> None:
     evaluation = EvaluateOptions(seeds=3, kid_images=50, sample=GenerateOptions(steps=9)).resolve(profile)
     assert (evaluation.seeds, evaluation.kid_images, evaluation.kid_subset_size) == ((0, 1, 2), 50, 50)
     assert evaluation.sample == profile.evaluate.sample.model_copy(update={"steps": 9})
+
+
+def test_the_form_has_every_setting_of_a_training() -> None:
+    assert set(TrainOptions.model_fields) == set(FinetuneConfig.model_fields)
+    stated = {
+        "instance_weight": 1.0,
+        "weight_decay": 0.0,
+        "gradient_clip": 2.0,
+        "ema_decay": 0.5,
+        "detach_bos": False,
+        "preview_prompts": ["a {} on the moon"],
+        "preview_every": 7,
+    }
+    config = TrainOptions.model_validate(stated).resolve(profiles.get("openmoji"))
+    assert config.model_dump(include=set(stated)) == stated | {"preview_prompts": ("a {} on the moon",)}
+    with pytest.raises(ConfigError, match=r"train.preview_prompts: found 0 placeholders in 'a cat', need exactly one"):
+        TrainOptions(preview_prompts=["a cat"]).resolve(profiles.get("openmoji"))
 
 
 def test_a_method_brings_its_own_settings_and_stated_ones_win() -> None:

@@ -8,18 +8,23 @@ from uuid import UUID, uuid4
 import pandas as pd
 import pytest
 
-from customdiff_core import tables
+from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
+from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.account import Account
 from customdiff_core.settings import Settings
 from tasks import pages, publish
 
-from ..handmade import EVIL, attempts, metrics, regularization, run, samples
+from ..handmade import EVIL, attempts, metrics, regularization, run, samples, say
 
 RUN = "customize-cat (0d9f)"
+PAIR = (
+    Taught(name="dog", category="dog", modifier_token="<b>"),
+    Taught(name="cat", category="cat", modifier_token="<a>"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def built(store: Store, chain: dict[str, Artifact], cat: Concept) -> dict[str, s
         "augment": pages.augmented(cat, chain["training_set"], store),
         "finetune": pages.finetuned((cat,), chain["delta"], store),
         "evaluate": pages.evaluated(cat, chain["metrics"], store),
-        "generate": pages.generated(next(store.manifests("samples")).artifact, store),
+        "generate": pages.generated(next(store.manifests("samples")).artifact, Lineage(concepts=PAIR[:1]), store),
         "report": pages.reported((cat,), chain["metrics"], store),
     }
 
@@ -191,7 +196,7 @@ def test_each_stage_sends_its_page_under_a_key_of_its_own(
     publish.finetuned((named,), chain["delta"])
     publish.evaluated(cat, chain["metrics"])
     publish.reported((cat,), chain["metrics"])
-    publish.generated(next(store.manifests("samples")).artifact)
+    publish.generated(next(store.manifests("samples")).artifact, Lineage())
     assert [key for key, _ in sent] == [
         "openmoji-index",
         "cat-retrieve",
@@ -323,9 +328,20 @@ def made(store: Store, kind: str, **content: Any) -> Artifact:
     def produce(folder: Path) -> int:
         for name, rows in content.items():
             tables.write(folder / f"{name}.parquet", rows)
+        if kind == "delta":
+            say(folder, *PAIR)
         return 1
 
     return store.make(Recipe(kind=kind, inputs={}, config={"kind": kind}, code="", versions={}), produce)
+
+
+ORDER = r"In prompts: \{0\} \<b\> dog\, \{1\} \<a\> cat."
+
+
+def test_drawn_prompts_of_several_concepts_say_what_the_places_stand_for(store: Store, chain: dict[str, Artifact]):
+    drawn = samples(store, ("two <a> cat",), "places")
+    assert ORDER in pages.generated(drawn, Lineage(concepts=PAIR), store)
+    assert "In prompts" not in pages.generated(drawn, Lineage(concepts=PAIR[:1]), store)
 
 
 def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
@@ -335,11 +351,24 @@ def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
         {"layer": layer, "concept": "cat", "constraint_error": error} | row
         for layer, error in (("a", 1e-15), ("b", 7e-12))
     ]
-    rows = [{"concept": "cat", "prompt": "p", "token": EVIL, "state": state} for state in ("constraint", "shared")]
-    page = pages.merged(made(store, "delta", merge=report, rows=rows), store)
+    words = {
+        "concept": "cat",
+        "part": "1",
+        "original_token": "<x>",
+        "modifier_token": "<x-2>",
+        "prompt": "p",
+        "token": EVIL,
+    }
+    rows = [words | {"state": state} for state in ("constraint", "shared")]
+    delta = made(store, "delta", merge=report, rows=rows)
+    assert "not drawn" not in pages.merged(delta, (), store)
+    page = pages.merged(delta, (f"{EVIL}: no image alignment",), store)
+    assert "What is not drawn or measured:\n\n* " in page
     assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
     assert "2 layers, solved together" in page
     assert "* shared: " in page
+    assert ORDER in page
+    assert page.count(r"* \<x\> of cat is \<x\-2\> now\: another concept is \<x\>") == 1
     assert "<script>" not in page
 
 
@@ -355,6 +384,23 @@ def test_several_concepts_are_shown_by_every_model_with_the_judges_own_figures(s
     assert "0.50 of 8" in page
     assert page.count("data:image/webp") == 2
     assert "<script>" not in page
+
+
+def test_what_a_merge_leaves_out_is_in_the_log(
+    chain: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(pages, "merged", lambda delta, left_out, here: "")
+    monkeypatch.setattr(publish, "create_markdown_artifact", lambda markdown, key: None)
+    publish.merged(chain["delta"], ("<x> cat: no image alignment",))
+    assert "<x> cat: no image alignment" in caplog.text
+
+
+def test_a_concept_without_pictures_is_said_to_have_no_image_alignment(store: Store, cat: Concept):
+    other = concepts.of_taught(Taught(name="x", category="dog", modifier_token="<x>"))
+    figures = [{"subject": "base", "metric": "all_present", "value": 0.5, "ci_low": 0.2, "ci_high": 0.7, "n": 8}]
+    sources = [{"name": "base", **samples(store, ("a cat and a dog",), "alone").model_dump()}]
+    page = pages.evaluated_together((cat, other), made(store, "together", metrics=figures, sources=sources), store)
+    assert r"No image alignment with \<x\> dog, since none of the pictures are here" in page
 
 
 def test_how_far_the_weights_moved_is_shown_where_several_kinds_were_trained(built: dict[str, str]):

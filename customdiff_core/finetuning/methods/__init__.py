@@ -9,7 +9,7 @@
 | textual-inversion | nothing | new row | none | 5e-4 an image |
 """
 
-from customdiff_core.errors import ConfigError, did_you_mean
+from customdiff_core.errors import ConfigError, MergeError, did_you_mean
 from customdiff_core.finetuning.methods import (
     custom_diffusion,
     custom_diffusion_all,
@@ -40,3 +40,17 @@ def get(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method: found {name!r}, need one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
+
+
+def check_merges(name: str) -> None:
+    """Check that what a method trains can be merged, before it is trained.
+
+    Raises:
+        MergeError: naming those whose can; ConfigError for an unknown name.
+    """
+    if not get(name).merges:
+        merging = ", ".join(one.name for one in METHODS.values() if one.merges)
+        raise MergeError(
+            f"method: found {name}, which trains the whole UNet, need one whose trainings can be merged ({merging}); take one of "
+            "them, or train the concepts jointly"
+        )

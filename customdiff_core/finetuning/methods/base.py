@@ -6,6 +6,7 @@ from pydantic import Field
 
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Frozen, Regularization
+from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION
 
 
 class Method(Frozen):
@@ -28,16 +29,26 @@ class Method(Frozen):
     steps: int = Field(ge=1, description="optimizer steps at Stable Diffusion's size")
     random_resize: bool = Field(default=True, description="train on the paper's augmented views")
 
-    def learning_rate(self, config: FinetuneConfig) -> float:
-        """The rate by this method's rule, where neither profile nor user states one."""
+    @property
+    def merges(self) -> bool:
+        """Whether the closed-form merge takes what it trains: of the UNet, cross-attention alone."""
+        return all(ending.endswith(CROSS_ATTENTION) for ending in self.trains)
+
+    def learning_rate(self, config: FinetuneConfig, *, regularized: bool = True) -> float:
+        """The rate by this method's rule, where neither profile nor user states one.
+
+        Args:
+            config: batch size, accumulation, and the weight of the regularization images.
+            regularized: whether there are any.
+        """
         if not self.rate_is_per_image:
             return self.rate
         images = config.batch_size * config.gradient_accumulation
-        return self.rate * images * (2 if config.prior_weight else 1)
+        return self.rate * images * (2 if config.prior_weight and regularized else 1)
 
-    def rates(self, config: FinetuneConfig) -> tuple[float, float]:
-        """Learning rates of the UNet's weights and of V*."""
-        weights = config.learning_rate or self.learning_rate(config)
+    def rates(self, config: FinetuneConfig, *, regularized: bool = True) -> tuple[float, float]:
+        """Learning rates of the UNet's weights and of V*; see `learning_rate`."""
+        weights = config.learning_rate or self.learning_rate(config, regularized=regularized)
         return weights, config.modifier_learning_rate or weights
 
     def words(self, concept: Concept) -> Concept:

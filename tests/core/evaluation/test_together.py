@@ -4,11 +4,13 @@ import pytest
 
 from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact
+from customdiff_core.concepts import fill
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
 from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.report_together import report_together
 from customdiff_core.evaluation.results import sources
-from customdiff_core.evaluation.together import evaluate_together, fill
+from customdiff_core.evaluation.together import evaluate_together
+from customdiff_core.lineage import Taught
 
 PROMPTS = ("a {0} and a {1}", "photo of a {1} and a {0} <b>")
 CONFIG = EvaluateConfig(seeds=(0, 1), sample=SampleConfig(steps=2, guidance_scale=4))
@@ -70,6 +72,43 @@ def test_the_page_shows_every_prompt_and_escapes_it(chain, both, together: Artif
     assert "https:" not in html
 
 
+def test_a_concept_without_pictures_is_drawn_and_read_but_not_compared(chain, dog_delta):
+    """An imported one: its words are known, its pictures are not; the judge of presence is asked about the others'."""
+    theirs = concepts.of_taught(Taught(name="theirs", category="dog", modifier_token="<purple-dog>"))
+    shown, config = (chain.concept, theirs), CONFIG.model_copy(update={"seeds": (0,)})
+    words, cpu = {"merged": ("<teal-cat-2> cat", "<purple-dog> dog")}, Runtime(device="cpu")
+    made = evaluate_together(
+        shown, {"merged": dog_delta}, PROMPTS[:1], chain.profile, config, words, store=chain.store, runtime=cpu
+    )
+    table = tables.read(chain.store, made, "metrics")
+    assert set(table["metric"]) == {
+        "text_alignment",
+        "image_alignment_cat",
+        "all_present",
+        "said to show all, of pictures that do not",
+    }
+    drawn = tables.read(chain.store, sources(made, chain.store)["merged"], "samples")
+    assert set(drawn["prompt"]) == {"a <teal-cat-2> cat and a <purple-dog> dog"}  # as this model calls them
+    page = report_together(shown, {"together": made, "merged": dog_delta}, chain.profile, store=chain.store)
+    assert "was learnt elsewhere: none of its pictures are here" in (chain.store.path(page) / "report.html").read_text()
+
+
+def test_two_concepts_of_one_name_have_a_figure_each(chain, dog_delta, both):
+    twins = (both[0], both[1].model_copy(update={"name": "cat"}))
+    config = CONFIG.model_copy(update={"seeds": (0,)})
+    made = evaluate_together(
+        twins,
+        {"merged": dog_delta},
+        PROMPTS[:1],
+        chain.profile,
+        config,
+        store=chain.store,
+        runtime=Runtime(device="cpu"),
+    )
+    metrics = set(tables.read(chain.store, made, "metrics")["metric"])
+    assert {"image_alignment_cat 1", "image_alignment_cat 2"} <= metrics
+
+
 def test_a_prompt_that_misses_a_concept_is_refused(chain, both):
     with pytest.raises(ConfigError) as error:
         evaluate_together(both, {}, ("a {0}",), chain.profile, CONFIG, store=chain.store)
@@ -83,8 +122,8 @@ def test_there_are_prompts_for_two_and_three(count: int):
     found = concepts.prompts_together(count)
     assert len(found) == 8
     assert concepts.prompts_together(count, list(found)) == found
-    with pytest.raises(ConfigError, match=r"prompts: found no file .*together-9.txt"):
-        concepts.prompts_together(9)
+    with pytest.raises(ConfigError, match=r"prompts: found no file .*together-mine.txt"):
+        concepts.prompts_together(count, file="together-mine.txt")
 
 
 def test_categories_are_filled_in_one_by_one():

@@ -187,6 +187,18 @@ def test_joint_training_sees_each_concept_equally_often(chain, pair):
     assert counts[12:] == [6] * 5
 
 
+def test_without_regularization_images_the_rate_is_not_doubled(chain, pair):
+    """However much their loss would weigh: it is their pictures that make a batch twice as large."""
+    (cat, dog), (cats, dogs) = pair
+    config = chain.finetune_config.model_copy(update={"learning_rate": None, "modifier_learning_rate": None})
+    assert config.prior_weight > 0
+    rates = [
+        make_trainer(concepts, sets, chain.profile, config, chain.store, CPU).rates[0]
+        for concepts, sets in (((dog,), (dogs,)), ((cat,), (cats,)), pair)
+    ]
+    assert rates == [pytest.approx(1e-5 * config.batch_size * factor) for factor in (1, 2, 2)]
+
+
 def test_joint_training_moves_every_token_and_starts_none_alike(chain, pair, tmp_path: Path):
     """The fault of the public script: only one of several tokens was trained."""
     config = chain.finetune_config.model_copy(update={"steps": 2})

@@ -12,14 +12,22 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import MergeConfig, Runtime, SampleConfig
 from customdiff_core.delta import Delta
 from customdiff_core.errors import ConfigError, DeltaError, MergeError
+from customdiff_core.evaluation.report_together import merge_rows
 from customdiff_core.finetuning.components import load_encoders, load_unet_weights
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, KEYS_AND_VALUES
 from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.merging import captions as captions_module
+from customdiff_core.merging.account import renamed, tokens_now
 from customdiff_core.merging.captions import factorization, read_captions
 from customdiff_core.merging.closed_form import Factorization
 from customdiff_core.merging.merge import check_mergeable, merge, merge_targets
-from customdiff_core.merging.text_features import concept_targets, regularization_features, token_features
+from customdiff_core.merging.text_features import (
+    Targets,
+    concept_targets,
+    regularization_features,
+    token_features,
+)
+from customdiff_core.merging.tokens import union_of_tokens
 from customdiff_core.recipes import Recipe
 from customdiff_core.sampling import draw_images, load_model
 
@@ -171,13 +179,36 @@ def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
 def test_two_concepts_with_one_token_are_renamed_and_it_is_said(chain, dog_delta, caplog: pytest.LogCaptureFixture):
     clash = _renamed(chain, dog_delta, "<teal-cat>", scale=1.0)
     with caplog.at_level(logging.WARNING):
-        delta = loaded(chain, run(chain, (chain.delta, clash)))
+        made = run(chain, (chain.delta, clash))
+    delta, words = loaded(chain, made), tables.read(chain.store, made, "rows")
+    assert tokens_now(words) == {
+        (chain.delta.sha256, "<teal-cat>"): "<teal-cat>",  # trained here: it keeps its name
+        (clash.sha256, "<teal-cat>"): "<teal-cat-2>",
+    }
+    assert merge_rows({"merged": made}, chain.store)[0]["renamed"] == renamed(words)
+    assert renamed(words) == ["<teal-cat> of teal-cat is <teal-cat-2> now: another concept is <teal-cat>"]
     assert set(delta.tokens) == {"<teal-cat>", "<teal-cat-2>"}
     assert {one.modifier_token for one in delta.lineage.concepts} == {"<teal-cat>", "<teal-cat-2>"}
-    assert "modifier token: found <teal-cat> in two of the merged concepts, need one each; that of " in caplog.text
+    assert (
+        "modifier token: found <teal-cat> in two of the merged concepts, need one each; that of teal-cat is"
+        in caplog.text
+    )
     rows = {tuple(row["text_encoder"].tolist()) for row in delta.tokens.values()}
     wanted = (loaded(chain, chain.delta).tokens["<teal-cat>"], loaded(chain, dog_delta).tokens["<purple-dog>"])
     assert rows == {tuple(row["text_encoder"].tolist()) for row in wanted}
+
+
+def test_what_was_trained_here_keeps_its_token_and_a_new_one_is_nobody_elses():
+    def target(name: str, token: str, initializer: str = "") -> Targets:
+        taught = Taught(name=name, modifier_token=token, initializer_token=initializer)
+        return Targets(
+            taught, Delta({}, {token: {"text_encoder": torch.zeros(1)}}, Lineage()), 1.0, torch.zeros(1, 1), ()
+        )
+
+    clash = [target("a", "<x>"), target("b", "<x-2>"), target("cat", "<x>", "ktn"), target("c", "<x>")]
+    tokens, concepts = union_of_tokens(clash)
+    assert [one.modifier_token for one in concepts] == ["<x-3>", "<x-2>", "<x>", "<x-4>"]
+    assert list(tokens) == ["<x-3>", "<x-2>", "<x>", "<x-4>"]
 
 
 def test_near_copies_leave_the_constraints_and_it_is_said(chain, dog_delta):

@@ -1,0 +1,20 @@
+"""What a merge's tables tell people: what each concept is called now. Imports no tensor library."""
+
+import pandas as pd
+
+from customdiff_core import tables
+
+
+def tokens_now(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return each concept's token in the merged model, by the digest of the delta that it came in and its token there."""
+    return {(str(one["part"]), str(one["original_token"])): str(one["modifier_token"]) for one in tables.records(rows)}
+
+
+def renamed(rows: pd.DataFrame) -> list[str]:
+    """Say which concepts are not called any more as in their own deltas."""
+    columns = ["part", "concept", "original_token", "modifier_token"]
+    found = tables.records(rows.loc[rows["original_token"] != rows["modifier_token"], columns].drop_duplicates())
+    return [
+        f"{one['original_token']} of {one['concept']} is {one['modifier_token']} now: another concept is {one['original_token']}"
+        for one in found
+    ]
