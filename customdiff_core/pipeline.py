@@ -97,7 +97,7 @@ class Pipeline:
             views: of the concepts' pictures; None: likewise.
         """
         method = methods.get(config.method)
-        wanted = tuple(method.words(concept_files.load(name)) for name in names)
+        wanted = method.words_of(map(concept_files.load, names))
         retrieval, views = retrieval or self.profile.retrieval(method.name), views or self.profile.views(method.name)
         if not regularized:
             retrieval = retrieval.model_copy(update={"regularization": "none"})

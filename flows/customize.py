@@ -84,7 +84,7 @@ def customize(
     method = methods.get(train.method)
     names = (concept, *also)
     together = evaluate.together(len(names)) if also else ()
-    wanted = tuple(method.words(concepts.load(name, None if also else evaluate.prompts)) for name in names)
+    wanted = method.words_of(concepts.load(name, None if also else evaluate.prompts) for name in names)
     config = evaluate.resolve(profile)
 
     delta = taught(wanted, profile, way, train, retrieve, augment, runtime)

@@ -115,7 +115,7 @@ class Work:
     def concepts(self) -> tuple[Concept, ...]:
         """As the row's method says them."""
         method = methods.get(self.cell.what.method)
-        return tuple(method.words(concept_files.load(name)) for name in self.cell.concepts)
+        return method.words_of(map(concept_files.load, self.cell.concepts))
 
     @property
     def config(self) -> EvaluateConfig:

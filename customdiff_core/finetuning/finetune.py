@@ -32,6 +32,7 @@ from customdiff_core.finetuning.components import (
     load_vae,
 )
 from customdiff_core.finetuning.loop import HISTORY, Examples, Trainer
+from customdiff_core.finetuning.methods.base import check_words
 from customdiff_core.finetuning.modifier_token import add_modifier_tokens
 from customdiff_core.finetuning.schedule import rate_factor
 from customdiff_core.finetuning.trained_parameters import train_parameters
@@ -122,9 +123,11 @@ def make_trainer(
     """Load the base model and the training sets, and mark what is trained.
 
     Raises:
-        TrainingError: if the method trains V* and the concepts have none to train, or a view is to be withheld from too few.
+        ModifierTokenError: if two concepts have one token; TrainingError: if a view is to be withheld from too few.
     """
     method = methods.get(config.method)
+    if method.token == "existing":
+        check_words((*(parent.lineage.concepts if parent else ()), *concepts))
     config = config.model_copy(update={"steps": config.steps * len(concepts)})
     components = load_components(profile.model)
     if parent is not None:

@@ -7,7 +7,7 @@ import pytest
 from customdiff_core import pipeline as module
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import MergeConfig, Stated
-from customdiff_core.errors import ConfigError, StoreError
+from customdiff_core.errors import ConfigError, ModifierTokenError, StoreError
 from customdiff_core.pipeline import Pipeline
 
 
@@ -54,6 +54,12 @@ def test_each_method_has_its_regularization_and_its_views(
     assert resized == (method != "custom-diffusion-crossattn")
     if method == "dreambooth":
         assert dict(calls)["retrieve"] == ("ktn", False, "generated")
+
+
+def test_two_concepts_of_one_rare_word_are_refused_before_anything_is_retrieved(openmoji, store: Store, calls):
+    with pytest.raises(ModifierTokenError, match="rare word: found ktn in concepts 'cat' and 'car'"):
+        Pipeline(openmoji, store).train(["cat", "car"], openmoji.training("dreambooth"))
+    assert not calls
 
 
 def test_stated_views_and_regularization_images_win(openmoji, store: Store, calls):

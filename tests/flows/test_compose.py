@@ -8,7 +8,7 @@ import pytest
 
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
-from customdiff_core.errors import ConceptError, ConfigError, MergeError, StoreError
+from customdiff_core.errors import ConceptError, ConfigError, MergeError, ModifierTokenError, StoreError
 from customdiff_core.lineage import Taught
 from flows.compose import compose
 from flows.customize import customize
@@ -94,6 +94,8 @@ def test_a_merge_says_it_before_it_looks_for_deltas_and_customize_before_it_trai
         merge.fn(["cat", "dog"], merge=MergeOptions(strengths=[1]))
     with pytest.raises(ConfigError, match=r"merge.prompts: found 0 placeholders in 'a cat'"):
         merge.fn(["cat", "dog"], merge=MergeOptions(prompts=["a cat"]))
+    with pytest.raises(ModifierTokenError, match="rare word: found ktn in concepts 'cat' and 'car'"):
+        customize.fn("cat", ["car"], train=TrainOptions(method="dreambooth"))
     with pytest.raises(ConfigError, match=r"prompts: found 0 of \{1\} in 'a \{0\}', need each of 2 concepts once"):
         customize.fn("cat", ["dog"], evaluate=EvaluateOptions(prompts=["a {0}"]))
 

@@ -1,12 +1,15 @@
 """What tells one method from another: what is trained, how V* starts, which regularization, the learning-rate rule."""
 
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Frozen, Regularization
+from customdiff_core.errors import ModifierTokenError
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION
+from customdiff_core.lineage import Taught
 
 
 class Method(Frozen):
@@ -56,3 +59,29 @@ class Method(Frozen):
         if self.token == "new":
             return concept
         return concept.model_copy(update={"modifier_token": concept.initializer_token})
+
+    def words_of(self, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
+        """Return concepts of one model likewise.
+
+        Raises:
+            ModifierTokenError: if two of them are the same rare word.
+        """
+        found = tuple(map(self.words, concepts))
+        check_words(found)
+        return found
+
+
+def check_words(concepts: Sequence[Concept | Taught]) -> None:
+    """Check that each of a model's concepts has a word of its own: one row of the embedding means one thing.
+
+    Raises:
+        ModifierTokenError: naming two that share one.
+    """
+    first: dict[str, str] = {}
+    for one in concepts:
+        if one.modifier_token in first:
+            raise ModifierTokenError(
+                f"rare word: found {one.modifier_token} in concepts {first[one.modifier_token]!r} and {one.name!r}, need one a "
+                "concept; change initializer_token in the concept.yaml of one to another rare word, such as ktn, pll, ucd or sks"
+            )
+        first[one.modifier_token] = one.name

@@ -10,7 +10,7 @@ from customdiff_core.artifacts import Store
 from customdiff_core.config import AugmentConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError, ModifierTokenError
 from customdiff_core.finetuning import methods
-from customdiff_core.finetuning.finetune import finetune, make_trainer
+from customdiff_core.finetuning.finetune import finetune, make_trainer, taught
 from customdiff_core.finetuning.trained_parameters import matching_parameters
 from customdiff_core.finetuning.weight_change import layer_kind, weight_changes
 from customdiff_core.lineage import Lineage
@@ -157,6 +157,26 @@ def test_dreambooth_says_the_rare_word_itself(cat):
 
 
 # Several concepts
+
+
+def test_two_concepts_of_one_rare_word_are_refused(cat, chain):
+    from customdiff_core import concepts
+
+    cat_and_car, dreambooth = (cat, concepts.load("car")), methods.get("dreambooth")
+    said = (
+        "rare word: found ktn in concepts 'cat' and 'car', need one a concept; change initializer_token in the concept.yaml "
+        "of one to another rare word, such as ktn, pll, ucd or sks"
+    )
+    with pytest.raises(ModifierTokenError) as error:
+        dreambooth.words_of(cat_and_car)
+    assert str(error.value) == said
+    assert methods.get("custom-diffusion").words_of(cat_and_car) == cat_and_car  # the start of two rows of their own
+    worded = dreambooth.words(cat_and_car[1])
+    before = deltas.Delta({}, {}, Lineage(concepts=(taught(dreambooth.words(cat)),)))
+    config = chain.finetune_config.model_copy(update={"method": "dreambooth"})
+    with pytest.raises(ModifierTokenError) as error:  # nor one after the other
+        make_trainer((worded,), (chain.training_set,), chain.profile, config, chain.store, CPU, before)
+    assert str(error.value) == said
 
 
 @pytest.fixture(scope="module")
