@@ -27,7 +27,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
 from customdiff_core.lineage import Lineage, lineage_of
-from customdiff_core.merging.account import renamed
+from customdiff_core.merging.account import remarks
 from customdiff_core.retrieval.account import Account, account
 from customdiff_core.settings import Settings
 
@@ -166,7 +166,7 @@ def finetuned(concepts: tuple[Concept, ...], delta: Artifact, here: Store) -> st
 
 
 def merged(delta: Artifact, left_out: Sequence[str], here: Store) -> str:
-    """Each concept's worst layer, the words that are no constraints, renamed tokens, and what nothing else will show."""
+    """Each concept's worst layer, the words that are no constraints, remarks, and what nothing else will show."""
     report, rows = (tables.read(here, delta, name) for name in ("merge", "rows"))
     worst = report.groupby("concept").max(numeric_only=True)
     lines = [
@@ -191,8 +191,8 @@ def merged(delta: Artifact, left_out: Sequence[str], here: Store) -> str:
     if said:
         text += "Words that are no constraints:\n\n" + "\n".join(said) + "\n\n"
     text += _places(lineage_of(delta, here))
-    if others := renamed(rows):
-        text += "Concepts that are called otherwise now:\n\n" + "\n".join(f"* {escape(one)}" for one in others) + "\n\n"
+    if others := remarks(delta, here):
+        text += "Not as one would expect:\n\n" + "\n".join(f"* {escape(one)}" for one in others) + "\n\n"
     if left_out:
         text += "What is not drawn or measured:\n\n" + "\n".join(f"* {escape(line)}" for line in left_out)
     return _page("Merge", delta, here, lambda _: text)

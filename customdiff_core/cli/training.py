@@ -154,9 +154,9 @@ def evaluate(
 
 
 def say_merge(here: Machine, made: Artifact) -> None:
-    """A line a concept: how well it is kept; the words that are no constraints; and the concepts that are called otherwise."""
+    """A line a concept: how well it is kept; the words that are no constraints; and remarks."""
     from customdiff_core import tables
-    from customdiff_core.merging.account import renamed
+    from customdiff_core.merging.account import remarks
 
     report, rows = (tables.read(here.store, made, name) for name in ("merge", "rows"))
     table = Table("concept", "strength", "constraints", "worst error", "as saved")
@@ -171,5 +171,5 @@ def say_merge(here: Machine, made: Artifact) -> None:
     console.print(table)
     for state, words in rows[rows["state"] != "constraint"].groupby("state")["token"].unique().items():
         console.print(f"no constraints, {state}: {', '.join(words)}", markup=False)
-    for line in renamed(rows):
+    for line in remarks(made, here.store):
         console.print(line, markup=False)

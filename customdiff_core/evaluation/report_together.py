@@ -11,7 +11,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.evaluation.results import SEEDS_SHOWN, Cell, picture, sources, template, when
 from customdiff_core.evaluation.together import PRESENCE
-from customdiff_core.merging.account import renamed
+from customdiff_core.merging.account import remarks
 from customdiff_core.profiles import Profile
 
 TITLES = {"text_alignment": "Text alignment", PRESENCE: "Pictures with all of them"}
@@ -95,7 +95,7 @@ def metric_rows(table: pd.DataFrame) -> list[tuple[str, dict[str, Cell]]]:
 
 
 def merge_rows(chain: dict[str, Artifact], store: Store) -> list[dict[str, Any]]:
-    """Of each merged model: errors by concept, the worst layer's, the words that were no constraints, and renamed tokens."""
+    """Of each merged model: errors by concept, the worst layer's, the words that were no constraints, and remarks."""
     found: list[dict[str, Any]] = []
     for name, artifact in chain.items():
         if artifact.kind != "delta" or store.manifest(artifact).recipe.labels.get("way") != "merge":
@@ -104,5 +104,5 @@ def merge_rows(chain: dict[str, Artifact], store: Store) -> list[dict[str, Any]]
         worst = tables.records(report.groupby("concept").max(numeric_only=True).reset_index())
         left = rows[rows["state"] != "constraint"].groupby("state")["token"].unique()
         words = {str(state): ", ".join(some) for state, some in left.items()}
-        found.append({"name": name, "concepts": worst, "left_out": words, "renamed": renamed(rows)})
+        found.append({"name": name, "concepts": worst, "left_out": words, "remarks": remarks(artifact, store)})
     return found

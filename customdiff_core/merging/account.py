@@ -1,8 +1,15 @@
-"""What a merge's tables tell people: what each concept is called now. Imports no tensor library."""
+"""What a merge's tables tell people: what each concept is called now, and what was dropped. Imports no tensor library."""
 
 import pandas as pd
 
 from customdiff_core import tables
+from customdiff_core.artifacts import Artifact, Store
+
+
+def remarks(merged: Artifact, store: Store) -> list[str]:
+    """What is not as somebody would expect it of a merge; mostly nothing."""
+    rows, lost = (tables.read(store, merged, name) for name in ("rows", "dropped"))
+    return [*renamed(rows), *dropped(lost)]
 
 
 def tokens_now(rows: pd.DataFrame) -> dict[tuple[str, str], str]:
@@ -17,4 +24,13 @@ def renamed(rows: pd.DataFrame) -> list[str]:
     return [
         f"{one['original_token']} of {one['concept']} is {one['modifier_token']} now: another concept is {one['original_token']}"
         for one in found
+    ]
+
+
+def dropped(lost: pd.DataFrame) -> list[str]:
+    """Say whose changes of queries and outputs are not in the merge."""
+    counts = lost.groupby("concept").size() if len(lost) else {}
+    return [
+        f"{count} changes of queries and outputs by {concept} are dropped: not every concept has changes there to average with"
+        for concept, count in counts.items()
     ]

@@ -4,9 +4,11 @@ Rows that several concepts share, such as those of "photo of a", carry contradic
 rows that the others explain. What was left out, and what is left of each constraint, is in the result.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from customdiff_core.errors import MergeError
 from customdiff_core.finetuning.components import load_unet_weights
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, KEYS_AND_VALUES, QUERIES_AND_OUTPUTS
 from customdiff_core.lineage import Lineage
+from customdiff_core.merging.account import dropped
 from customdiff_core.merging.captions import factorization
 from customdiff_core.merging.closed_form import Factorization, independent_rows, solve
 from customdiff_core.merging.layers import Problem, layer_report, saved_layer, solve_layer
@@ -28,6 +31,8 @@ from customdiff_core.merging.tokens import union_of_tokens
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.weights import model_digest
+
+logger = logging.getLogger(__name__)
 
 KEPT, SHARED, DEPENDENT = "constraint", "shared", "dependent"
 
@@ -54,9 +59,9 @@ def merge(
         progress: told after every layer.
 
     Returns:
-        A `delta` artifact: delta.safetensors, merge.parquet (a row a layer and concept: its errors) and rows.parquet (a row
-        a target token: whether it is a constraint, and if not why; and of its concept the part that it came in, by digest,
-        its token there and its token now).
+        A `delta` artifact: delta.safetensors, merge.parquet (a row a layer and concept: its errors), rows.parquet (a row a
+        target token: whether it is a constraint, and if not why; and of its concept the part that it came in, by digest,
+        its token there and its token now) and dropped.parquet (a row a change of a query or output that is not in it).
 
     Raises:
         MergeError, DeltaError: if the deltas do not fit each other or the model, with both digests; ConfigError for a target
@@ -90,6 +95,10 @@ def merge(
         )
         deltas.save(folder / deltas.FILE, Delta(made.weights, made.tokens, lineage, made.factors))
         tables.write(folder / "rows.parquet", rows)
+        lost = dropped_changes(targets)
+        for line in dropped(pd.DataFrame(lost)):
+            logger.warning("merge: %s", line)
+        tables.write(folder / "dropped.parquet", lost)
         return tables.write(folder / "merge.parquet", report)
 
     return store.make(stages.merge(parts, strengths, index, profile, config, store), produce)
@@ -205,7 +214,7 @@ def row_states(targets: Sequence[Targets], factors: Factorization, config: Merge
 def mean_queries_and_outputs(targets: Sequence[Targets], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Queries and outputs read pictures and no text, so there is no constraint to solve: the mean of the concepts' changes.
 
-    Only of layers that every concept changed.
+    Only of layers that every concept changed; the others' changes are `dropped_changes`.
     """
     merged: dict[str, Tensor] = {}
     for name in base:
@@ -215,6 +224,17 @@ def mean_queries_and_outputs(targets: Sequence[Targets], base: Mapping[str, Tens
             ]
             merged[name] = (base[name].double() + torch.stack(changes).mean(dim=0)).float()
     return merged
+
+
+def dropped_changes(targets: Sequence[Targets]) -> list[tables.Row]:
+    """The changes of queries and outputs that not every concept has, a row each; the concepts' order changes nothing."""
+    names = sorted({name for one in targets for name in one.delta.names if name.endswith(QUERIES_AND_OUTPUTS)})
+    partial = [name for name in names if not all(name in one.delta.names for one in targets)]
+    return [
+        {"layer": name, "concept": concept, "part": part}
+        for name in partial
+        for concept, part in sorted((one.concept.name, one.part) for one in targets if name in one.delta.names)
+    ]
 
 
 def _sha(artifact: Artifact) -> str:

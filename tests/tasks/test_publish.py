@@ -360,13 +360,15 @@ def test_a_merge_says_its_worst_errors_and_what_is_no_constraint(store: Store):
         "token": EVIL,
     }
     rows = [words | {"state": state} for state in ("constraint", "shared")]
-    delta = made(store, "delta", merge=report, rows=rows)
+    lost = [{"layer": layer, "concept": "dog", "part": "2"} for layer in ("q", "out")]
+    delta = made(store, "delta", merge=report, rows=rows, dropped=lost)
     assert "not drawn" not in pages.merged(delta, (), store)
     page = pages.merged(delta, (f"{EVIL}: no image alignment",), store)
     assert "What is not drawn or measured:\n\n* " in page
     assert "| cat | 1 | 6 | 7.0e-12 | 9.0e-08 | 0.070 |" in page
     assert "2 layers, solved together" in page
     assert "* shared: " in page
+    assert r"* 2 changes of queries and outputs by dog are dropped\:" in page
     assert ORDER in page
     assert page.count(r"* \<x\> of cat is \<x\-2\> now\: another concept is \<x\>") == 1
     assert "<script>" not in page

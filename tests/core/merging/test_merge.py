@@ -17,7 +17,7 @@ from customdiff_core.finetuning.components import load_encoders, load_unet_weigh
 from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION, KEYS_AND_VALUES
 from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.merging import captions as captions_module
-from customdiff_core.merging.account import renamed, tokens_now
+from customdiff_core.merging.account import remarks, renamed, tokens_now
 from customdiff_core.merging.captions import factorization, read_captions
 from customdiff_core.merging.closed_form import Factorization
 from customdiff_core.merging.merge import check_mergeable, merge, merge_targets
@@ -185,7 +185,7 @@ def test_two_concepts_with_one_token_are_renamed_and_it_is_said(chain, dog_delta
         (chain.delta.sha256, "<teal-cat>"): "<teal-cat>",  # trained here: it keeps its name
         (clash.sha256, "<teal-cat>"): "<teal-cat-2>",
     }
-    assert merge_rows({"merged": made}, chain.store)[0]["renamed"] == renamed(words)
+    assert merge_rows({"merged": made}, chain.store)[0]["remarks"] == renamed(words)
     assert renamed(words) == ["<teal-cat> of teal-cat is <teal-cat-2> now: another concept is <teal-cat>"]
     assert set(delta.tokens) == {"<teal-cat>", "<teal-cat-2>"}
     assert {one.modifier_token for one in delta.lineage.concepts} == {"<teal-cat>", "<teal-cat-2>"}
@@ -233,6 +233,19 @@ def test_queries_and_outputs_are_averaged_where_all_have_them(chain, dog_delta, 
     assert {name for name in made.weights if name.endswith("to_q.weight")} == set(names[1:])
     for name in names[1:]:
         torch.testing.assert_close(made.weights[name], base[name] + 0.3, atol=1e-5, rtol=1e-5)
+
+
+def test_changes_that_not_all_have_are_dropped_and_it_is_said(chain, dog_delta, base, caplog: pytest.LogCaptureFixture):
+    whole, names = loaded(chain, chain.delta), [name for name in base if name.endswith("attn2.to_q.weight")][:3]
+    faces = dataclasses.replace(whole, weights={**whole.weights, **{name: base[name] + 0.2 for name in names}})
+    with caplog.at_level(logging.WARNING):
+        made = run(chain, (_stored(chain, faces), dog_delta))
+    lost = tables.read(chain.store, made, "dropped")
+    assert (lost["layer"].tolist(), set(lost["concept"])) == (sorted(names), {"cat"})
+    said = "3 changes of queries and outputs by cat are dropped: not every concept has changes there to average with"
+    assert remarks(made, chain.store) == [said]
+    assert f"merge: {said}" in caplog.text
+    assert not loaded(chain, made).names & set(names)
 
 
 def test_a_token_alone_is_a_concept_whose_answers_are_the_base_models(chain, dog_delta, base, factors):
