@@ -1,7 +1,7 @@
 """`make bench`: ratios, each measured side by side in one run, so that they hold on any machine.
 
-Training and drawing: every line times a plain way and this project's way in turn (A B A B ...) and prints the medians and
-their ratio. Fetching and search in a large index have modules of their own, bench_fetch.py and bench_search.py.
+Training and drawing: every line times a plain way and this project's way in turn (A B A B ...), both in float32, and prints the
+medians and their ratio; where the processor multiplies bfloat16, a second line tells what that brings on top. Fetching and search in a large index have modules of their own, bench_fetch.py and bench_search.py.
 """
 
 import logging
@@ -9,7 +9,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from customdiff_core.finetuning.components import load_components, load_vae
 from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
 from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.finetuning.trained_parameters import train_parameters
+from customdiff_core.processor import native_precision
 from customdiff_core.retrieval.retrieve import build_index, retrieve
 from customdiff_core.sampling import draw_images
 from deployments import bench_fetch, bench_search
 
 ROUNDS = 15
+
+Pair = tuple[str, Callable[[], object], Callable[[], object]]  # what, the plain way, ours
 
 
 def main() -> None:
@@ -40,7 +44,7 @@ def main() -> None:
         "what", "plain", "here", "ratio", title=f"medians of {ROUNDS} pairs, {torch.get_num_threads()} threads"
     )
     with tempfile.TemporaryDirectory() as folder:
-        for name, plain, ours in (training_step(Store(Path(folder))), drawing()):
+        for name, plain, ours in (*training_step(Store(Path(folder))), *drawing()):
             a, b = side_by_side(plain, ours)
             table.add_row(name, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", f"{a / b:.2f}x")
     Console().print(table)
@@ -60,13 +64,23 @@ def side_by_side(plain: Callable[[], object], ours: Callable[[], object]) -> tup
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def training_step(store: Store) -> tuple[str, Callable[[], object], Callable[[], object]]:
+def training_step(store: Store) -> Iterator[Pair]:
     """One training step, against one that runs VAE and text encoder on all images and trains the whole token table."""
     profile, concept = profiles.get("openmoji"), concepts.load("cat")
     index = build_index(profile, IndexConfig(scenes=2500), store=store)
     regularization = retrieve(concept, index, profile, profile.retrieve.model_copy(update={"count": 64}), store=store)
     training_set = augment(concept, regularization, profile, profile.augment, store=store)
-    trainer = make_trainer((concept,), (training_set,), profile, profile.finetune, store, Runtime())
+    trainers = [
+        make_trainer(
+            (concept,),
+            (training_set,),
+            profile,
+            profile.finetune.model_copy(update={"precision": precision}),
+            store,
+            Runtime(),
+        )
+        for precision in dict.fromkeys(("fp32", native_precision()))
+    ]
 
     components, vae = load_components(profile.model), load_vae(profile.model)
     embedding = components.text_encoder.get_input_embeddings().weight.requires_grad_(True)
@@ -90,16 +104,22 @@ def training_step(store: Store) -> tuple[str, Callable[[], object], Callable[[],
         optimizer.step()
 
     size = profile.finetune.batch_size
-    return f"training step, batch {size} + {size}", plain, trainer.train_step
+    steps = [trainer.train_step for trainer in trainers]
+    yield f"training step, batch {size} + {size}, float32", plain, steps[0]
+    if len(steps) > 1:
+        yield "the same, float32 against bfloat16", steps[0], steps[1]
 
 
-def drawing() -> tuple[str, Callable[[], object], Callable[[], object]]:
+def drawing() -> Iterator[Pair]:
     """Eight pictures in one batch, against eight calls of diffusers' own pipeline."""
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     profile = profiles.get("openmoji")
     components, vae = load_components(profile.model), load_vae(profile.model)
-    config = profile.evaluate.sample.model_copy(update={"steps": 10})
+    whole, half = (
+        profile.evaluate.sample.model_copy(update={"steps": 10, "precision": precision})
+        for precision in ("fp32", native_precision())
+    )
     parts: dict[str, Any] = {
         "vae": vae,
         "text_encoder": components.text_encoder,
@@ -115,9 +135,12 @@ def drawing() -> tuple[str, Callable[[], object], Callable[[], object]]:
 
     def plain() -> None:
         for _ in range(8):
-            pipeline("a cat", num_inference_steps=config.steps, guidance_scale=config.guidance_scale)
+            pipeline("a cat", num_inference_steps=whole.steps, guidance_scale=whole.guidance_scale)
 
-    return "eight pictures, 10 steps", plain, lambda: draw_images(components, vae, ["a cat"], range(8), config)
+    ours, faster = (partial(draw_images, components, vae, ["a cat"], range(8), config) for config in (whole, half))
+    yield f"eight pictures, {whole.steps} steps, float32", plain, ours
+    if half != whole:
+        yield "the same, float32 against bfloat16", ours, faster
 
 
 if __name__ == "__main__":

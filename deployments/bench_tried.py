@@ -106,6 +106,11 @@ def _bf16(one: Trainer) -> None:
     one.config = one.config.model_copy(update={"precision": "bf16"})
 
 
+def _bf16_plain_attention(one: Trainer) -> None:
+    _bf16(one)
+    _plain_attention(one)
+
+
 def _fused_optimizer(one: Trainer) -> None:
     one.optimizer = _optimizer(one, fused=True)
 
@@ -127,6 +132,7 @@ VARIANTS: dict[str, Change] = {
     "torch.compile": _compiled,
     "channels last": _channels_last,
     "bf16": _bf16,
+    "bf16, plain attention": _bf16_plain_attention,
     "fused AdamW": _fused_optimizer,
     "AdamW, a tensor at a time": _single_tensor_optimizer,
 }
