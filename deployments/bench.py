@@ -1,7 +1,8 @@
 """`make bench`: ratios, each measured side by side in one run, so that they hold on any machine.
 
 Training and drawing: every line times a plain way and this project's way in turn (A B A B ...), both in float32, and prints the
-medians and their ratio; where the processor multiplies bfloat16, a second line tells what that brings on top. Fetching and search in a large index have modules of their own, bench_fetch.py and bench_search.py.
+medians and their ratio; where the processor multiplies bfloat16, a second line tells what that brings on top. Fetching and
+search in a large index have modules of their own, bench_fetch.py and bench_search.py.
 """
 
 import logging
