@@ -130,7 +130,8 @@ def our_step(components: Components) -> tuple[Step, Callable[[], int]]:
         state = [value for one in trainer.optimizer.state.values() for value in one.values()]
         captions = [examples.prior.features] if examples.prior else []
         trained = list(trainer.trained.values())
-        return _bytes(state) + _bytes(trained) + _bytes(trainer.average.values()) + _bytes(cached) + _bytes(captions)
+        average = trainer.average.values() if config.ema_decay else []  # else the weights themselves
+        return _bytes(state) + _bytes(trained) + _bytes(average) + _bytes(cached) + _bytes(captions)
 
     return trainer.train_step, held
 

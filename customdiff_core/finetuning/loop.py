@@ -86,7 +86,9 @@ class Trainer:
         self.optimizer = make_optimizer(groups, config, device)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = grad_scaler(device, config.precision)
-        self.average = {name: tensor.detach().clone() for name, tensor in self.trained.items()}
+        self.average = {name: tensor.detach() for name, tensor in self.trained.items()}
+        if config.ema_decay:  # else the average is the weights, and takes no memory of its own
+            self.average = {name: tensor.clone() for name, tensor in self.average.items()}
         wanted = config.prior_weight > 0
         self.coming = batches(self.examples, config.batch_size, config.seed, priors=wanted)
         self.batches: list[Batch] = []
@@ -227,7 +229,8 @@ class Trainer:
         for name, tensor in self.trained.items():
             for slot, value in self.optimizer.state[tensor].items():
                 state[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
-        state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
+        if self.config.ema_decay:
+            state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state["history"] = torch.tensor(self.history, dtype=torch.float64)
         state["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         state["scale"] = torch.tensor(self.scaler.get_scale())
@@ -243,7 +246,8 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in self.trained.items():
                 tensor.copy_(state[f"weight.{name}"])
-                self.average[name].copy_(state[f"average.{name}"])
+                if self.config.ema_decay:
+                    self.average[name].copy_(state[f"average.{name}"])
                 slots = [
                     key.split(".")[1] for key in state if key.startswith("optimizer.") and key.endswith(f".{name}")
                 ]

@@ -184,10 +184,11 @@ def test_the_average_follows_the_weights_at_its_own_pace(trainer):
         torch.testing.assert_close(one.average[name], value, atol=1e-6, rtol=1e-5)
 
 
-def test_without_decay_the_average_is_the_last_step(trainer):
+def test_without_decay_the_average_is_the_last_step_and_takes_no_memory(trainer):
     one = trainer(ema_decay=0.0)
     one.train_step()
     assert all(torch.equal(one.average[name], tensor) for name, tensor in one.trained.items())
+    assert all(one.average[name].data_ptr() == tensor.data_ptr() for name, tensor in one.trained.items())
 
 
 def test_the_average_takes_the_weights_place_for_a_while(trainer):
