@@ -39,11 +39,18 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, An
         found.append(("show", ([one.name for one in wanted], {way: one.key for way, one in subjects.items()}, prompts)))
         return artifact("report together")
 
+    def reported(*_: Any) -> Artifact:
+        return artifact("report")
+
+    def store() -> Any:
+        def lineage(_: Artifact) -> dict[str, Artifact]:
+            return {}
+
+        return SimpleNamespace(lineage=lineage)
+
     module = importlib.import_module("flows.customize")
-    for one in (prepared, finetuned, evaluated, shown_together):
+    for one in (prepared, finetuned, evaluated, reported, shown_together, store):
         monkeypatch.setattr(module, one.__name__, one)
-    monkeypatch.setattr(module, "reported", lambda *_: artifact("report"))
-    monkeypatch.setattr(module, "store", lambda: SimpleNamespace(lineage=lambda metrics: {"metrics": metrics}))
     return found
 
 
