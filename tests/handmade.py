@@ -32,7 +32,7 @@ def png(number: int, side: int = 64) -> bytes:
     return images.encode(Image.fromarray(pixels))
 
 
-def metricstable(confidence_half: float = 0.1) -> pd.DataFrame:
+def metrics_table(confidence_half: float = 0.1) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for metric, (base, customized, difference) in METRICS.items():
         cells = {
@@ -210,7 +210,7 @@ def metrics(store: Store, concept: Concept, prompts: tuple[str, ...] = ("a cryin
     ]
     sources = [{"name": name, **one.model_dump()} for name, one in sets.items()]
     config = {"seeds": list(SEEDS), "confidence": 0.95, "kid_images": 8, "prompts": list(prompts)}
-    return table(store, "metrics", config, metrics=metricstable(), scores=scores, sources=sources)
+    return table(store, "metrics", config, metrics=metrics_table(), scores=scores, sources=sources)
 
 
 def run(store: Store, concept: Concept) -> dict[str, Artifact]:

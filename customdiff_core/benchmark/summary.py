@@ -125,7 +125,9 @@ class Evidence:
         grids = [np.stack([self.grids(key)[metric] for key in part["cell"]]) for part in parts]
         scores = sum(sign * grid for sign, grid in zip(signs, grids, strict=True))
         shaped = np.reshape(scores, (len(common), count, *grids[0].shape[1:]))
-        low, high = pooled_interval(_as_trainings(shaped), 1 - (1 - self.confidence) / tests)
+        trained = any(rows.get(name).way != "base" for part in parts for name in set(part["row"]))
+        known = _as_trainings(shaped) if trained else shaped  # the base model is no training of any
+        low, high = pooled_interval(known, 1 - (1 - self.confidence) / tests)
         shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
         return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(by_row) > 1), *shaped.shape)
 

@@ -10,8 +10,9 @@ from customdiff_core.artifacts import Store
 from customdiff_core.benchmark.claims import Wanted, overall
 from customdiff_core.benchmark.drift import FALSE_ALARMS, limits, outside
 from customdiff_core.benchmark.history import failed, previous
-from customdiff_core.benchmark.summary import Figure
+from customdiff_core.benchmark.summary import Evidence, Figure
 from customdiff_core.errors import EvaluationError
+from customdiff_core.evaluation.intervals import pooled_interval
 
 from .conftest import NIGHT, PROTOCOL, ROWS, Night, read
 
@@ -71,6 +72,16 @@ def test_intervals_say_what_is_real_and_what_is_not(store: Store, night: Night) 
     assert verdict(store, one, "forgetting") == "holds"
     assert verdict(store, one, "share") == "holds"
     assert verdict(store, one, "regularization") == "cannot be told at this n"
+
+
+def test_the_base_models_interval_is_of_prompts_and_noise_alone(store: Store, night: Night) -> None:
+    found = Evidence(read(store, night(), "benchmark"), NIGHT.isoformat(), store, 0.95)
+    figure = found.figure("text_alignment", "base")
+    cells = [part["cell"].iloc[0] for part in found.trainings("base").values()]
+    grids = np.stack([found.grids(cell)["text_alignment"] for cell in cells])
+    assert figure
+    assert (figure.low, figure.high) == pytest.approx(pooled_interval(grids[:, None], 0.95))
+    assert pooled_interval(grids[None], 0.95) != pytest.approx((figure.low, figure.high))
 
 
 def test_a_claim_that_is_false_does_not_hold(store: Store, night: Night) -> None:
