@@ -1,6 +1,6 @@
 """Every method on one concept: a grid of pictures and a table of figures, for the README.
 
-python -m deployments.showcase_methods --concept cat              # writes docs/methods.png; trains what the store lacks
+python -m deployments.showcase_methods --concept cat              # writes docs/methods.webp; trains what the store lacks
 python -m deployments.showcase_methods --steps 4 --seeds 1        # a quick look at whether it runs
 
 Beside the figures, each row says how many numbers were trained, how large the file is, and whether everything else of the
@@ -41,7 +41,7 @@ def main(
     steps: Annotated[int | None, typer.Option(help="Training steps; by default the profile's for each method.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Images a prompt.")] = None,
     kid_images: Annotated[int | None, typer.Option(help="Held-out captions for KID.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the grid goes.")] = REPOSITORY / "docs" / "methods.png",
+    out: Annotated[Path, typer.Option(help="Where the grid goes.")] = REPOSITORY / "docs" / "methods.webp",
 ) -> None:
     """Train, evaluate and print."""
     profile, store = profiles.get("openmoji"), Store()
@@ -64,7 +64,7 @@ def main(
             name: evaluate(one, delta, profile, config, store=store, progress=tell(f"evaluate {name}"))
             for name, (one, delta) in made.items()
         }
-    grid(metrics, store).save(out, optimize=True)
+    grid(metrics, store).save(out, quality=90, method=6)
     console = Console(width=220, highlight=False)
     for line in table(made, metrics, pipeline, config):
         console.print(line, markup=False)

@@ -1,6 +1,6 @@
 """Several concepts in one picture: merged beside jointly trained, and three merged; tables and grids for the README.
 
-python -m deployments.showcase_together                           # writes docs/together-2.png and docs/together-3.png
+python -m deployments.showcase_together                           # writes docs/together-2.webp and docs/together-3.webp
 python -m deployments.showcase_together --steps 4 --seeds 1       # a quick look at whether it runs
 
 Eight prompts x eight seeds. The question of the pair is whether both are there as often as the base model draws "a cat and a
@@ -60,7 +60,7 @@ def main(
                 store=store,
                 progress=tell("evaluate"),
             )
-        grid(made, store).save(out / f"together-{count}.png", optimize=True)
+        grid(made, store).save(out / f"together-{count}.webp", quality=90, method=6)
         for line in table(made, store):
             console.print(line, markup=False)
 
