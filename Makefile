@@ -21,7 +21,7 @@ cat: up ## teach the model the concept cat, and print where the report is
 test: .venv/.installed ## unit, e2e and browser tests
 	@echo "set-up: $$(( $$(date +%s) - $(STARTED) )) s"
 	@$(PYTHON) -m pytest --ignore=tests/e2e --numprocesses=logical --maxprocesses=4 --dist=loadfile
-	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/e2e --numprocesses=2 --dist=loadgroup --durations=12
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest tests/e2e --numprocesses=2 --dist=loadscope --durations=12
 
 check: .venv/.installed ## format, lint, types and import directions
 	@.venv/bin/ruff format --check

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from customdiff_core.artifacts import Store
 
@@ -29,7 +30,20 @@ SMALL: dict[str, Any] = {
     },
 }
 BRIEF = SMALL | {"train": {"steps": 4, "batch_size": 2}}  # where it is not the training that is tested
+SECOND = {"test_compose.py", "test_pretrain.py", "test_retrieval.py"}  # share the second of two workers' stack
 PATIENCE = 1800  # seconds until a wait is a hang: a busy machine may need ten times what an idle one does
+
+
+class ByStack(LoadScopeScheduling):
+    """All tests of one stack to one worker: a stack, and the first run on it, is what takes long."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "second" if Path(nodeid.partition("::")[0]).name in SECOND else "first"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack:
+    """Called by xdist on the side that gives the tests out."""
+    return ByStack(config, log)
 
 
 @dataclass

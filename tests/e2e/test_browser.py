@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import PATIENCE, REPOSITORY, Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.xdist_group("one")]
+pytestmark = [pytest.mark.e2e, pytest.mark.browser]
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

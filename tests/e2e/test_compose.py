@@ -11,7 +11,7 @@ from customdiff_core import tables
 
 from .conftest import Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("two")]
+pytestmark = pytest.mark.e2e
 CUSTOMDIFF = (sys.executable, "-m", "deployments.cli")
 PAIR = {
     "train": {"steps": 5, "batch_size": 2},

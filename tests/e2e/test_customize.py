@@ -13,7 +13,7 @@ from customdiff_core.finetuning.finetune import finetune
 
 from .conftest import BRIEF, SMALL, Stack, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("one")]
+pytestmark = pytest.mark.e2e
 KILLED = {"steps": 120, "seed": 7, "batch_size": 2}
 STAGES = {"build-index", "retrieve", "augment", "finetune", "evaluate", "report"}
 

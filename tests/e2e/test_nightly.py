@@ -16,7 +16,7 @@ from customdiff_core.benchmark.cells import training_seed
 from .conftest import REPOSITORY, Stack, until
 from .test_browser import CHROMIUM, FLAGS, NEEDED
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("one")]
+pytestmark = pytest.mark.e2e
 BROKEN = "no-such-concept"
 SMALL: dict[str, Any] = {
     "protocol": "openmoji-quick",

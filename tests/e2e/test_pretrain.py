@@ -9,7 +9,7 @@ from customdiff_core.pretraining.unet import unet
 
 from .conftest import Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("two")]
+pytestmark = pytest.mark.e2e
 PARTS = {"scenes", "tokenizer", "clip", "judge", "vae", "dino", "latents", "features", "unet", "assemble", "validate"}
 NOISY = 500  # times beyond which a picture is mostly noise, and the caption the best hint
 

@@ -9,7 +9,7 @@ from customdiff_core import profiles
 
 from .conftest import REPOSITORY, Stack
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("one")]
+pytestmark = pytest.mark.e2e
 
 
 def test_the_readmes_example_runs_all_stages_without_prefect(

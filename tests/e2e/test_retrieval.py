@@ -24,7 +24,7 @@ from deployments.web import Web, serving
 
 from .conftest import BRIEF, PATIENCE, REPOSITORY, Stack, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("two")]
+pytestmark = pytest.mark.e2e
 LINKS = 5000
 WORDS = (
     "a cat",
