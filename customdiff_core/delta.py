@@ -5,7 +5,7 @@ A weight is kept whole under its diffusers name, or as the two thin factors of i
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from customdiff_core.lineage import Lineage, read_lineage, to_metadata
 
 FILE, TOKEN_PREFIX = lineages.FILE, lineages.TOKEN_PREFIX
 LEFT, RIGHT = ".left", ".right"
+ROWS = 128  # of a weight at a time: 128 x 768 in float64 stay in the processor's cache
 LONGEST_TYPE = "F8_E4M3"  # as safetensors spells types
 
 Factors = tuple[torch.Tensor, torch.Tensor]
@@ -55,7 +56,7 @@ class Delta:
         if name in self.factors:
             left, right = (factor.double() for factor in self.factors[name])
             return features @ right.T @ left.T
-        return features @ self.weights[name].double().T - plain
+        return outputs(features, self.weights[name]) - plain
 
     def whole(self, name: str, base: torch.Tensor) -> torch.Tensor:
         """A changed weight, in the base's type."""
@@ -63,6 +64,19 @@ class Delta:
             return self.weights[name].to(base.dtype)
         left, right = self.factors[name]
         return torch.addmm(base, left.to(base), right.to(base))
+
+
+def outputs(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return a layer's outputs (n, D_out) on features (n, D_in), float64, without the whole weight in float64."""
+    found = features.new_empty(len(features), len(weight))
+    for rows in rows_of(weight):
+        found[:, rows] = features @ weight[rows].double().T
+    return found
+
+
+def rows_of(weight: torch.Tensor) -> Iterator[slice]:
+    """The rows of a weight, a few at a time."""
+    return (slice(start, start + ROWS) for start in range(0, len(weight), ROWS))
 
 
 def save(path: Path, delta: Delta) -> None:

@@ -4,7 +4,7 @@ python -m deployments.bench_merge
 
 Features are synthetic (as many, as wide and as unequally spread as CLIP's), weights random. The obvious implementation solves
 each layer on its own, with a least-squares solve for every target row; it is timed on LAYERS of the layers and multiplied.
-Times are processor seconds, which other programs on the machine do not lengthen.
+Times are processor seconds of one thread, which other programs on the machine do not lengthen and no waiting thread adds to.
 """
 
 import resource
@@ -34,6 +34,7 @@ Weights = dict[str, torch.Tensor]
 
 def main() -> None:
     """Measure and print."""
+    torch.set_num_threads(1)
     console = Console()
     console.print(against_the_obvious())
     console.print(many_concepts())

@@ -37,12 +37,13 @@ def factorization(
     def produce(folder: Path) -> int:
         captions = read_captions(stages.index_folder(index, profile, store), count)
         made = factorize(regularization_features(load_encoders(profile.model), captions))
-        save_file({"r": made.r.contiguous(), "rows": torch.tensor(made.rows)}, folder / FILE)
+        numbers = {"rows": torch.tensor(made.rows), "condition": torch.tensor(made.condition, dtype=torch.float64)}
+        save_file({"r": made.r.contiguous(), **numbers}, folder / FILE)
         return made.rows
 
     artifact = store.make(stages.factorize(index, profile, count, store), produce)
     tensors = load_file(store.path(artifact) / FILE)
-    return artifact, Factorization(tensors["r"], int(tensors["rows"]))
+    return artifact, Factorization(tensors["r"], int(tensors["rows"]), float(tensors["condition"]))
 
 
 def read_captions(folder: Path, count: int) -> list[str]:

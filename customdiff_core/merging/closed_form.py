@@ -24,15 +24,11 @@ from customdiff_core.errors import MergeError
 
 @dataclass(frozen=True)
 class Factorization:
-    """c_reg = Q R of one base model: the upper triangular `r` (D_in, D_in), and of how many rows it is."""
+    """c_reg = Q R of one base model: the upper triangular `r` (D_in, D_in), of how many rows it is, and its condition number."""
 
     r: Tensor
     rows: int
-
-    @property
-    def condition(self) -> float:
-        """The condition number of c_reg, which is that of R."""
-        return condition_number(self.r)
+    condition: float
 
     def ridged(self, ridge: float) -> "Factorization":
         """The factorization of c_reg with rows that ask W to stay at W0 in every direction.
@@ -44,7 +40,8 @@ class Factorization:
             return self
         width = len(self.r)
         extra = torch.eye(width, dtype=self.r.dtype) * (ridge / width) ** 0.5 * self.r.norm()
-        return Factorization(torch.linalg.qr(torch.cat([self.r, extra]), mode="r").R, self.rows)
+        r = torch.linalg.qr(torch.cat([self.r, extra]), mode="r").R
+        return Factorization(r, self.rows, condition_number(r))
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def factorize(c_reg: Tensor) -> Factorization:
             f"regularization captions: found rank {rank} from {rows} token features, need {width}; "
             "raise merge.captions or take an index of more varied captions"
         )
-    return Factorization(r, rows)
+    return Factorization(r, rows, float(values[0] / values[-1]))
 
 
 def independent_rows(c_target: Tensor, factorization: Factorization, least: float) -> tuple[list[int], list[int]]:

@@ -1,7 +1,7 @@
 """One layer of a merge: its new weight from what all layers share, and how well each concept is kept in it.
 
-A layer of Stable Diffusion has a million numbers and a dozen target rows: what costs time is walking through the weights, so
-that each of them is turned into float64 once, and everything else is done with thin matrices.
+A layer of Stable Diffusion has a million numbers and a dozen target rows: what costs time is walking through the weights. They
+are turned into float64 a few rows at a time, which stay in the processor's cache, and all else is done with thin matrices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from customdiff_core import tables
-from customdiff_core.delta import Factors
+from customdiff_core.delta import Factors, outputs, rows_of
 from customdiff_core.merging.closed_form import Factorization, Solution, merged_change
 from customdiff_core.merging.text_features import Targets
 
@@ -29,7 +29,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Layer:
-    """A solved layer: W0 (float64), its outputs on each concept's rows, what each wants added to them, and W - W0 = left p."""
+    """A solved layer: W0, its outputs on each concept's rows, what each wants added to them, and W - W0 = left p.
+
+    All but W0 in float64.
+    """
 
     name: str
     base: Tensor
@@ -40,31 +43,36 @@ class Layer:
 
 def solve_layer(name: str, base: Tensor, problem: Problem) -> Layer:
     """Solve a layer with weight base (D_out, D_in)."""
-    base = base.double()
-    outputs = torch.cat([one.features for one in problem.targets]) @ base.T
-    plain = outputs.split([len(one.features) for one in problem.targets])
+    features = [one.features for one in problem.targets]
+    plain = outputs(torch.cat(features), base).split([len(rows) for rows in features])
     wanted = [_wanted(one, name, part) for one, part in zip(problem.targets, plain, strict=True)]
     e = torch.cat([change[mask] for change, mask in zip(wanted, problem.kept, strict=True)])
     return Layer(name, base, plain, wanted, merged_change(e, problem.c_target, problem.solution)[0])
 
 
-def saved_layer(layer: Layer, problem: Problem, *, factored: bool) -> tuple[Tensor | Factors, Tensor]:
-    """What is saved of a layer, in float32, and the weight that it stands for, in float64."""
+def saved_layer(layer: Layer, problem: Problem, *, factored: bool) -> Tensor | Factors:
+    """What is saved of a layer, in float32: its weight, or the two factors of its change."""
+    p = problem.solution.p
     if factored:
-        thin = layer.left.float(), problem.solution.p.float()
-        return thin, torch.addmm(layer.base, thin[0].double(), thin[1].double())
-    whole = torch.addmm(layer.base, layer.left, problem.solution.p).float()
-    return whole, whole.double()
+        return layer.left.float(), p.float()
+    whole = torch.empty(layer.base.shape)
+    for rows in rows_of(layer.base):
+        whole[rows] = torch.addmm(layer.base[rows].double(), layer.left[rows], p)
+    return whole
 
 
-def layer_report(layer: Layer, saved: Tensor, problem: Problem, conditions: Mapping[str, float]) -> list[tables.Row]:
+def layer_report(
+    layer: Layer, saved: Tensor | Factors, problem: Problem, conditions: Mapping[str, float]
+) -> list[tables.Row]:
     """A row a concept: relative errors of its constraints before and after the cast, and of all its rows."""
     p, left = problem.solution.p, layer.left
     residual = problem.solution.residual(left, problem.captions)
-    moved = float(((left.T @ left) * (p @ p.T)).sum().clamp(min=0).sqrt() / layer.base.norm())  # ||left p|| / ||W0||
+    size = torch.linalg.vector_norm(layer.base, dtype=torch.float64)
+    moved = float(((left.T @ left) * (p @ p.T)).sum().clamp(min=0).sqrt() / size)  # ||left p|| / ||W0||
     rows: list[tables.Row] = []
     for target, kept, plain, change in zip(problem.targets, problem.kept, layer.plain, layer.wanted, strict=True):
         wanted, found = plain + change, plain + (target.features @ p.T) @ left.T
+        cast = _outputs_of_saved(target.features[kept], saved, plain[kept])
         rows.append(
             {
                 "layer": layer.name,
@@ -72,7 +80,7 @@ def layer_report(layer: Layer, saved: Tensor, problem: Problem, conditions: Mapp
                 "strength": target.strength,
                 "constraints": int(kept.sum()),
                 "constraint_error": _relative(found[kept], wanted[kept]),
-                "constraint_error_cast": _relative(target.features[kept] @ saved.T, wanted[kept]),
+                "constraint_error_cast": _relative(cast, wanted[kept]),
                 "error_all_rows": _relative(found, wanted),
                 "regularization_residual": residual,
                 "regularization_rms": residual / (problem.captions.rows * len(left)) ** 0.5,
@@ -81,6 +89,13 @@ def layer_report(layer: Layer, saved: Tensor, problem: Problem, conditions: Mapp
             }
         )
     return rows
+
+
+def _outputs_of_saved(features: Tensor, saved: Tensor | Factors, plain: Tensor) -> Tensor:
+    if isinstance(saved, Tensor):
+        return outputs(features, saved)
+    left, right = (factor.double() for factor in saved)
+    return plain + features @ right.T @ left.T
 
 
 def _wanted(target: Targets, name: str, plain: Tensor) -> Tensor:

@@ -147,11 +147,11 @@ def merge_targets(
     report: list[tables.Row] = []
     for number, name in enumerate(names, 1):
         layer = solve_layer(name, base[name], problem)
-        kept, saved = saved_layer(layer, problem, factored=config.factored)
-        if isinstance(kept, Tensor):
-            weights[name] = kept
+        saved = saved_layer(layer, problem, factored=config.factored)
+        if isinstance(saved, Tensor):
+            weights[name] = saved
         else:
-            thin[name] = kept
+            thin[name] = saved
         report += layer_report(layer, saved, problem, conditions)
         progress(number, len(names), "layers merged")
     weights |= mean_queries_and_outputs(problem.targets, base)

@@ -225,3 +225,12 @@ def test_an_applied_delta_draws_what_the_trained_model_in_memory_draws(chain):
     for one, two, three in zip(memory, applied, plain, strict=True):
         assert np.array_equal(np.asarray(one), np.asarray(two))
         assert not np.array_equal(np.asarray(one), np.asarray(three))
+
+
+def test_outputs_of_a_weight_are_whole_whatever_its_height():
+    """The weight is walked through some rows at a time: none is left out where they do not divide it."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 7, generator=generator, dtype=torch.float64)
+    for height in (1, deltas.ROWS - 1, deltas.ROWS, 2 * deltas.ROWS + 3):
+        weight = torch.randn(height, 7, generator=generator)
+        torch.testing.assert_close(deltas.outputs(features, weight), features @ weight.double().T)

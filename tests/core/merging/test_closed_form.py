@@ -180,7 +180,7 @@ def test_copies_and_sums_of_rows_are_found_however_many(width: int, data: st.Dat
     assume(np.linalg.cond(free) < 1e3)
     rows = torch.from_numpy(np.concatenate([free, free[copies] * 2.5, mixed @ free]))
     order = torch.from_numpy(rng.permutation(len(rows)))
-    kept, dependent = independent_rows(rows[order], Factorization(torch.eye(width, dtype=torch.float64), 50), 1e-8)
+    kept, dependent = independent_rows(rows[order], Factorization(torch.eye(width, dtype=torch.float64), 50, 1.0), 1e-8)
     assert len(kept) == rank
     assert sorted(kept + dependent) == list(range(len(rows)))
     assert torch.linalg.matrix_rank(rows[order][kept]) == rank
