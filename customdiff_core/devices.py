@@ -29,7 +29,7 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Return the context in which the network computes; parameters stay float32.
+    """Return the context in which the network computes, whatever its parameters are held in.
 
     Raises:
         ConfigError: for fp16 on a CPU, where neither speed nor range speaks for it.

@@ -21,7 +21,15 @@ from customdiff_core import images, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.config import Runtime, SampleConfig
 from customdiff_core.devices import autocast, resolve_device
-from customdiff_core.finetuning.components import Components, Condition, Network, Schedule, load_components, load_vae
+from customdiff_core.finetuning.components import (
+    Components,
+    Condition,
+    Network,
+    Schedule,
+    hold_frozen,
+    load_components,
+    load_vae,
+)
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import torch_generator
@@ -152,6 +160,7 @@ def generate(
 
     def produce(folder: Path) -> int:
         components, vae = load_model(profile, delta, store, runtime)
+        hold_frozen(components.unet, config.precision)
         scratch = store.scratch(recipe.kind, recipe.key)
         drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch)
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]

@@ -26,6 +26,7 @@ from customdiff_core.finetuning.components import (
     Condition,
     Network,
     attend_plainly,
+    hold_frozen,
     latent_scale,
     load_components,
     load_unet_weights,
@@ -84,6 +85,9 @@ def finetune(
         scratch = store.scratch(recipe.kind, recipe.base_key)
         device = trainer.components.device
         vae = load_vae(profile.model).to(device)
+        drawn = profile.evaluate.sample.model_copy(
+            update={"precision": config.precision}
+        )  # in which the weights are held
         memory: dict[int, int] = {}
         forget_peak_memory(device)
 
@@ -91,10 +95,10 @@ def finetune(
             memory[state.step] = memory_in_use(device)
             progress(state.step, state.config.steps, f"loss {state.history[-1][0]:.4f}")
             if state.step % config.preview_every == 0 and not state.finished:
-                _preview(scratch, state, vae, concepts, profile.evaluate.sample)
+                _preview(scratch, state, vae, concepts, drawn)
 
         trainer.run(scratch, runtime.checkpoint_every, on_step)
-        _preview(scratch, trainer, vae, concepts, profile.evaluate.sample)
+        _preview(scratch, trainer, vae, concepts, drawn)
         with trainer.averaged():
             made = _delta(trainer, concepts, before, recipe.inputs)
         deltas.save(folder / deltas.FILE, made)
@@ -141,6 +145,7 @@ def make_trainer(
         components.unet.enable_gradient_checkpointing()
     components.to(resolve_device(runtime.device))
     examples = make_examples(components, training_sets, profile, config, store)
+    hold_frozen(components.unet, config.precision, but=parent.names if parent else ())
     attend_plainly(components.unet, config.precision, max(one.mask.numel() for one in examples.latents))
     return Trainer(components, examples, rows, weights, config)
 

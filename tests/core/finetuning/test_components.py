@@ -1,6 +1,8 @@
 import torch
 
-from customdiff_core.finetuning.components import latent_scale, load_vae
+from customdiff_core import text
+from customdiff_core.devices import autocast
+from customdiff_core.finetuning.components import hold_frozen, latent_scale, load_components, load_vae
 from customdiff_core.weights import model_digest
 
 
@@ -25,3 +27,25 @@ def test_the_schedule_is_the_models_own(components):
 def test_the_latent_scale_is_the_vaes(openmoji):
     assert latent_scale(openmoji.model) == load_vae(openmoji.model).config.scaling_factor
     assert latent_scale(openmoji.model) != 0.18215
+
+
+def test_weights_held_in_the_precision_of_the_product_change_no_bit(openmoji):
+    components = load_components(openmoji.model)
+    kept = "mid_block.attentions.0.proj_in.weight"
+    trained = components.unet.get_parameter("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
+    trained.requires_grad_(True)
+    noise = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def predicted() -> torch.Tensor:
+        condition = text.encode(components, ["a cat", "a red car"])
+        with torch.no_grad(), autocast(components.device, "bf16"):
+            return components.predict(noise, torch.tensor([10, 700]), condition)
+
+    before = predicted()
+    hold_frozen(components.unet, "bf16", but={kept})
+    assert torch.equal(predicted(), before)
+    assert trained.dtype == components.unet.get_parameter(kept).dtype == torch.float32
+    types = [parameter.dtype for parameter in components.unet.parameters()]
+    assert types.count(torch.bfloat16) > len(types) / 2
+    norms = [module for module in components.unet.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {module.weight.dtype for module in norms} == {torch.float32}

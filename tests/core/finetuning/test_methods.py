@@ -10,6 +10,7 @@ from customdiff_core.artifacts import Store
 from customdiff_core.config import AugmentConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError, ModifierTokenError
 from customdiff_core.finetuning import methods
+from customdiff_core.finetuning.cross_attention import QUERIES_AND_OUTPUTS
 from customdiff_core.finetuning.finetune import finetune, make_trainer, taught
 from customdiff_core.finetuning.trained_parameters import matching_parameters
 from customdiff_core.finetuning.weight_change import layer_kind, weight_changes
@@ -255,6 +256,19 @@ def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, p
         assert 0 < step < (tensor - base.weights[name].detach()).norm()
     labels = chain.store.manifest(made).recipe.labels
     assert (labels["concept"], labels["way"]) == ("dog (sequential)", "sequential")
+
+
+def test_what_only_the_first_method_trained_comes_through_the_second_whole(chain, pair):
+    """In bf16 too, where the network's frozen matrices are held in it: queries that the first one changed are not rounded."""
+    (cat, dog), (cats, dogs) = pair
+    config = chain.finetune_config.model_copy(update={"steps": 1, "precision": "bf16"})
+    wide = config.model_copy(update={"method": "custom-diffusion-crossattn"})
+    first = finetune((cat,), (cats,), chain.profile, wide, store=chain.store, runtime=CPU)
+    made = finetune((dog,), (dogs,), chain.profile, config, parent=first, store=chain.store, runtime=CPU)
+    before, after = (deltas.load(chain.store.path(one) / deltas.FILE) for one in (first, made))
+    queries = {name for name in before.weights if name.endswith(QUERIES_AND_OUTPUTS)}
+    assert queries
+    assert all(torch.equal(after.weights[name], before.weights[name]) for name in queries)
 
 
 def test_the_same_concept_twice_in_a_row_is_refused(chain):
