@@ -35,6 +35,7 @@ def main(
     target: Annotated[
         list[str] | None, typer.Option(help="Target prompts of the merge; by default the profile's.")
     ] = None,
+    strength: Annotated[float | None, typer.Option(help="Of each concept; by default the profile's.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the grids.")] = REPOSITORY / "docs",
 ) -> None:
     """Train what is missing, merge, train jointly, evaluate, print."""
@@ -48,7 +49,11 @@ def main(
         group = chosen[:count]
         with bars() as tell:
             pipeline = Pipeline(profile, store, tell=tell)
-            subjects = {"merged": pipeline.compose(group, [1.0] * count, training, merging)}
+            subjects = {
+                "merged": pipeline.compose(
+                    group, [profile.strength if strength is None else strength] * count, training, merging
+                )
+            }
             if count == 2:
                 subjects["joint"] = pipeline.train(group, training)
             made = evaluate_together(

@@ -258,7 +258,9 @@ class SearchOptions(MeasureOptions):
 class MergeOptions(Frozen):
     """How concepts are merged; the paper's by default."""
 
-    strengths: list[float] | None = Field(default=None, description="of each concept, in their order; empty: 1 each")
+    strengths: list[float] | None = Field(
+        default=None, description="of each concept, in their order; empty: the base model's profile has one"
+    )
     prompts: list[str] | None = Field(
         default=None,
         description="target prompts with {}; more of them keep a concept in more company; empty: the paper's two",
@@ -272,7 +274,7 @@ class MergeOptions(Frozen):
         Raises:
             ConfigError: if there are not as many strengths, or for a target prompt without its {}.
         """
-        strengths = tuple(self.strengths or [1.0] * count)
+        strengths = tuple(self.strengths or [profile.strength] * count)
         if len(strengths) != count:
             raise ConfigError(
                 f"strengths: found {len(strengths)}, need {count}, one for each concept; or leave them out"

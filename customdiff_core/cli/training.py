@@ -77,7 +77,9 @@ def train(
 
 def compose(
     names: Annotated[list[str], typer.Argument(help="Concepts, keys of deltas, or files of other programs.")],
-    strength: Annotated[list[float] | None, typer.Option(help="Of each, in their order; by default 1.")] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option(help="Of each, in their order; by default the profile's.")
+    ] = None,
     ridge: Annotated[float, typer.Option(min=0, help="Holds the weights where captions say nothing.")] = 0.0,
     target: Annotated[
         list[str] | None, typer.Option(help="Target prompts with {}; by default the paper's two.")
@@ -100,7 +102,7 @@ def compose(
         here = machine(profile, weights, index, device)
         prompts = tuple(target or here.profile.merge.prompts)
         config = here.profile.merge.model_copy(update={"ridge": ridge, "factored": factored, "prompts": prompts})
-        strengths = strength or [1.0] * len(names)
+        strengths = strength or [here.profile.strength] * len(names)
         if len(strengths) != len(names):
             raise typer.BadParameter(f"found {len(strengths)} strengths, need {len(names)}")
         with bars() as tell:

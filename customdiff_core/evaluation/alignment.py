@@ -1,4 +1,4 @@
-"""Text and image alignment (arXiv:2212.04488, section 4): pure functions of unit vectors."""
+"""Text and image alignment (arXiv:2212.04488, section 4, "Metrics"): pure functions of unit vectors, without units."""
 
 from typing import Any
 
@@ -23,10 +23,14 @@ def text_alignment(images: Vectors, prompts: Vectors) -> Scores:
 
 
 def image_alignment(images: Vectors, targets: Vectors) -> Scores:
-    """Mean cosine of each image with all target pictures: (N,) of (N, D) and (T, D)."""
+    """Mean cosine of each image with all target pictures: (N,) of (N, D) and (T, D), in [-1, 1].
+
+    In CLIP's image space the paper's image alignment (after Gal et al., arXiv:2208.01618, section 5), in a DINO's that of
+    DreamBooth (arXiv:2208.12242, section 4.1).
+    """
     return (images.astype(np.float64) @ targets.T.astype(np.float64)).mean(axis=1)
 
 
 def nearest_similarity(images: Vectors, targets: Vectors) -> Scores:
-    """Largest cosine of each image with any target: near 1 means that a picture was copied and not learnt."""
+    """Largest cosine of each image with any target, in [-1, 1]: near 1, a picture was copied and not learnt. This project's."""
     return (images.astype(np.float64) @ targets.T.astype(np.float64)).max(axis=1)

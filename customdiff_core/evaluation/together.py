@@ -16,7 +16,14 @@ from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.evaluate import grids_of
 from customdiff_core.evaluation.intervals import crossed_interval
 from customdiff_core.evaluation.judge import Judge
-from customdiff_core.evaluation.presence import captions_of, shows_all, side_by_side
+from customdiff_core.evaluation.presence import (
+    captions_of,
+    combinations_of,
+    ensemble,
+    in_every_colour,
+    shows_all,
+    side_by_side,
+)
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import generate
@@ -113,7 +120,8 @@ def _names(concepts: Sequence[Concept]) -> list[str]:
 
 def _present(judge: Judge, categories: Sequence[str], drawn: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     captions = captions_of(categories)
-    return shows_all(drawn, judge.texts([text for text, _ in captions]), [names_all for _, names_all in captions])
+    read = judge.texts([one for text, _ in captions for one in in_every_colour(text)])
+    return shows_all(drawn, ensemble(read, len(captions)), [names_all for _, names_all in captions])
 
 
 def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
@@ -128,22 +136,20 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
 
 
 def _judge_rows(concepts: Sequence[Concept], judge: Judge, profile: Profile) -> list[tables.Row]:
-    """How often the judge of presence is right: on each concept's pictures alone, and on all pairs of them side by side."""
-    pictures = [[images.decode(one.read(picture), picture.name) for picture in one.images] for one in concepts]
-    rounds = max(map(len, pictures)) if all(pictures) else 0
-    together = [
-        side_by_side(
-            [group[(number + shift) % len(group)] for shift, group in enumerate(pictures)], profile.augment.resolution
-        )
-        for number in range(rounds)
+    """How often the judge of presence is right: on each concept's pictures alone, and on them side by side."""
+    alone = [
+        [one.read(picture, folder) for folder in ("images", "held_out") for picture in getattr(one, folder)]
+        for one in concepts
     ]
-    alone = [one.read(picture) for one in concepts for picture in one.images]
+    pictures = [[images.decode(data, one.name) for data in group] for one, group in zip(concepts, alone, strict=True)]
+    known = combinations_of(pictures) if all(pictures) else []
+    together = [side_by_side(one, profile.augment.resolution) for one in known]
     categories = [concept.category for concept in concepts]
     answers = {
         metric: _present(judge, categories, judge.images(shown))
         for metric, shown in (
             ("said to show all, of pictures that do", together),
-            ("said to show all, of pictures that do not", alone),
+            ("said to show all, of pictures that do not", [data for group in alone for data in group]),
         )
         if shown
     }

@@ -80,7 +80,8 @@ def test_an_early_stop_survives_the_form() -> None:
 
 def test_there_is_a_strength_for_each_concept() -> None:
     profile = profiles.get("openmoji")
-    assert MergeOptions().resolve(profile, 3) == (profile.merge, (1.0, 1.0, 1.0))
+    assert MergeOptions().resolve(profile, 3) == (profile.merge, (profile.strength,) * 3)
+    assert MergeOptions().resolve(profiles.get("sd14"), 2)[1] == (1.0, 1.0)  # the paper's
     config, strengths = MergeOptions(strengths=[1, 0.5], ridge=0.1, prompts=["a {}"]).resolve(profile, 2)
     assert (config.ridge, config.prompts, strengths) == (0.1, ("a {}",), (1.0, 0.5))
     with pytest.raises(ConfigError, match="strengths: found 1, need 2, one for each concept; or leave them out"):

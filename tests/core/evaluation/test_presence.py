@@ -3,7 +3,15 @@ import pytest
 from PIL import Image
 
 from customdiff_core import images
-from customdiff_core.evaluation.presence import captions_of, shows_all, side_by_side
+from customdiff_core.evaluation.presence import (
+    COLOURS,
+    captions_of,
+    combinations_of,
+    ensemble,
+    in_every_colour,
+    shows_all,
+    side_by_side,
+)
 
 
 def test_captions_name_every_subset_in_every_order_and_two_of_a_kind():
@@ -25,6 +33,27 @@ def test_of_many_not_every_order_is_read():
     many = captions_of([f"thing {number}" for number in range(10)])
     assert len(many) == 2 * (2**10 - 1 - 10) + 10 + 10
     assert sum(names_all for _, names_all in many) == 2
+
+
+def test_a_caption_stands_for_itself_in_every_colour():
+    found = in_every_colour("a cat and a hot dog")
+    assert found[:2] == ["a cat and a hot dog", "a red cat and a red hot dog"]
+    assert len(found) == 1 + len(COLOURS)
+
+
+def test_an_ensemble_is_the_mean_direction_of_each_captions_own():
+    turned = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
+    np.testing.assert_allclose(ensemble(turned, 2), [[0.5**0.5, 0.5**0.5], [0, 1]], atol=1e-6)
+
+
+def test_every_two_pictures_stand_beside_each_other_in_both_orders():
+    pairs = combinations_of(["abc", "xy"])
+    assert {"".join(one) for one in pairs} == {f"{a}{x}" for a in "abc" for x in "xy"} | {
+        f"{x}{a}" for a in "abc" for x in "xy"
+    }
+    three = combinations_of(["abc", "xy", "pq"])
+    assert len(three) == len(pairs) == 18
+    assert {one[0] for one in three} == set("abcpq")
 
 
 def test_a_picture_shows_all_when_a_caption_of_all_is_nearest():
