@@ -11,7 +11,7 @@ Paths in them are relative to the JSON file. Everything in them is somebody else
 """
 
 import re
-import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,14 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
     data = [
         (one.name, images.read_picture(one, concept.pictures)) for one in pictures
     ]  # all readable, or nothing written
-    (target / "images").mkdir(parents=True)
-    try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{concept.name}-", dir=folder) as scratch:
+        made = Path(scratch) / concept.name
+        (made / "images").mkdir(parents=True)
         for name, content in data:
-            (target / "images" / name).write_bytes(content)
+            (made / "images" / name).write_bytes(content)
         prompts = concept.prompts or (concept.instance_prompt,)
-        (target / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        (made / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
         spec = {
             "name": concept.name,
             "title": concept.name.replace("_", " "),
@@ -128,10 +130,8 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
             "class_prompt": concept.category,
             "prompts": "prompts.txt",
         }
-        (target / "concept.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
-    except OSError:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+        (made / "concept.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
+        made.rename(target)  # whole, or not there
     return target
 
 
@@ -160,7 +160,6 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
     pairs = [entry for entry in entries if isinstance(entry, PublishedPair)]
     singles = [entry for entry in entries if isinstance(entry, Published)]
     every = {one.name: one for one in [*(one for pair in pairs for one in pair.concepts), *singles]}
-    (data / "concepts").mkdir(parents=True, exist_ok=True)
     chosen = _initializers(list(every), [[one.name for one in pair.concepts] for pair in pairs], initializer_tokens)
     written = [lay_out(one, data / "concepts", f"<{_token(one.name)}>", chosen[one.name]) for one in every.values()]
     together: list[dict[str, Any]] = []
@@ -192,7 +191,7 @@ def _as_published() -> dict[str, Any]:
     """How CustomConcept101's figures were measured: as the paper's, which is how Stable Diffusion 1.4 is evaluated here."""
     usual = profiles.get("sd14").evaluate
     measured = usual.model_dump(mode="json", include={"sample", "kid_images", "kid_subset_size"})
-    return measured | {"seeds": len(usual.seeds)}
+    return measured | {"seeds": len(usual.seeds), "beside": "CustomConcept101"}
 
 
 def _token(name: str) -> str:

@@ -314,7 +314,7 @@ def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
     nights: Any = tables.read(here, benchmark, "drift")
     several = [name for name in PAPERS if nights.loc[nights["metric"] == name, "night"].nunique() > 1]
     charted += [image(figures.chart_uri(control(nights, name), CHART_DPI), METRICS[name]) for name in several]
-    head = ("", *(title for name in PAPERS for title in (METRICS[name], "Paper")), "Concepts × trainings")
+    head = ("", *(title for name in PAPERS for title in (METRICS[name], "Published")), "Concepts × trainings")
 
     def body(side: int) -> str:
         strips = [

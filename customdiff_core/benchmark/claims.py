@@ -130,7 +130,7 @@ def judged(evidence: Evidence, *, verdicts: bool) -> list[tables.Row]:
                     "row": test.row,
                     "against": test.against,
                     "test": verdict if verdicts else SHORT,
-                    "paper": paper_difference(test),
+                    "paper": published_difference(test, evidence.beside),
                     **(vars(figure) if figure else dict.fromkeys(Figure.__dataclass_fields__, float("nan"))),
                 }
             )
@@ -145,7 +145,6 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
     return HOLDS
 
 
-def paper_difference(test: Wanted) -> float:
-    """The same difference of the paper's figures; NaN where it gives none."""
-    papers = (rows.get(name).paper.get(test.metric, float("nan")) for name in (test.row, test.against))
-    return next(papers) - next(papers)
+def published_difference(test: Wanted, source: rows.Source) -> float:
+    """The same difference of published figures; NaN where there are none."""
+    return rows.get(test.row).figure(source, test.metric) - rows.get(test.against).figure(source, test.metric)

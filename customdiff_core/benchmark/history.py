@@ -43,9 +43,9 @@ def previous(protocol: Protocol, night: date, store: Store) -> Artifact | None:
 
 
 def frame(
-    outcomes: tuple[Outcome, ...], protocol: str, night: date, before: Artifact | None, store: Store
+    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Artifact | None, store: Store
 ) -> pd.DataFrame:
-    """Every cell of every night: what it is, whether it was measured, its figures and costs, and the paper's."""
+    """Every cell of every night: what it is, whether it was measured, its figures and costs, and those published."""
     tonight = pd.DataFrame([_row(one, protocol, night, store) for one in outcomes])
     return pd.concat([tables.read(store, before, KIND), tonight], ignore_index=True) if before else tonight
 
@@ -72,11 +72,11 @@ def measured(cells: Any) -> set[tuple[str, str]]:
     return set(zip(cells["concepts"], cells["terms"], strict=True))
 
 
-def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str, object]:
+def _row(outcome: Outcome, protocol: Protocol, night: date, store: Store) -> dict[str, object]:
     cell, made = outcome.cell, outcome.made
     found: dict[str, object] = {
         "night": night.isoformat(),
-        "protocol": protocol,
+        "protocol": protocol.name,
         "row": cell.row,
         "concepts": "+".join(cell.concepts),
         "seed": cell.seed,
@@ -92,7 +92,7 @@ def _row(outcome: Outcome, protocol: str, night: date, store: Store) -> dict[str
     if made:
         found |= {row["metric"]: row["value"] for row in tables.records(tables.read(store, made, "measures"))}
         found |= tables.records(tables.read(store, made, "costs"))[0]
-    return found | {f"paper_{name}": rows.get(cell.row).paper.get(name, nan) for name in PAPERS}
+    return found | {f"paper_{name}": rows.get(cell.row).figure(protocol.beside, name) for name in PAPERS}
 
 
 def failed(benchmark: Artifact, night: date, store: Store) -> list[str]:

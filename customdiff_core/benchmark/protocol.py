@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from customdiff_core.benchmark import rows
+from customdiff_core.benchmark.rows import Source
 from customdiff_core.config import EvaluateConfig, Frozen, SampleConfig
 from customdiff_core.errors import ConfigError, did_you_mean
 from customdiff_core.profiles import Profile
@@ -53,6 +54,7 @@ class Protocol(Frozen):
     )
     curve_seeds: int = Field(default=2, ge=1, description="images a prompt there")
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    beside: Source = Field(default="paper", description="whose published figures stand beside these")
     keep_nights: int = Field(
         default=3, ge=1, description="nights whose trainings and images stay in the store; scores stay for ever"
     )

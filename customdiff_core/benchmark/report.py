@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,8 @@ def markdown(benchmark: Artifact, store: Store) -> str:
     A claim of several differences is told by the first one that makes its verdict what it is.
     """
     table, made = tables.read(store, benchmark, "table"), store.manifest(benchmark).recipe
-    head = "| | " + " | ".join(f"{METRICS[name]} | paper" for name in PAPERS) + " | trainings |"
+    protocol, by = Protocol.model_validate(made.config["protocol"]), extractors(benchmark, store)
+    head = "| | " + " | ".join(f"{METRICS[name]} | {protocol.beside}" for name in PAPERS) + " | trainings |"
     text = [head, "|---" * (2 * len(PAPERS) + 2) + "|"]
     for line in lines(table, together=False) + lines(table, together=True):
         found: list[str] = []
@@ -304,14 +305,13 @@ def markdown(benchmark: Artifact, store: Store) -> str:
             one = line.figures.get(name)
             low, high = (number(one.cell.low), number(one.cell.high)) if one else ("", "")
             found.append(f"{number(one.cell.value)} ({low} to {high})" if one else "")
-            paper = rows.get(line.name).paper.get(name)
-            found.append(f"{paper:g}" if paper is not None else "")
+            published = rows.get(line.name).figure(protocol.beside, name)
+            found.append("" if isnan(published) else f"{published:g}")
         text.append(f"| {line.title} | {' | '.join(found)} | {line.trainings} |")
-    protocol, by = Protocol.model_validate(made.config["protocol"]), extractors(benchmark, store)
     text += [
         "",
         f"Intervals of {100 * protocol.confidence:g} %; KID of {protocol.kid_images} pictures a cell in subsets of "
-        f"{protocol.kid_subset_size}, by {by['kid']}; the rest by {by['text_alignment']}. The paper's figures are of Stable "
+        f"{protocol.kid_subset_size}, by {by['kid']}; the rest by {by['text_alignment']}. The published figures are of Stable "
         "Diffusion 1.4 on photographs, seen by another CLIP: compare orders, not sizes.",
         "",
         "| The paper's claims, here | the difference that decides | | verdict |",

@@ -48,12 +48,14 @@ class Evidence:
         night: as the history has it.
         store: where the cells' scores are; an earlier cell whose artifact is gone counts no more.
         confidence: of the intervals.
+        beside: whose published figures are compared with.
     """
 
     cells: Any  # a frame: pandas' types lose track of one after two filters
     night: str
     store: Store
     confidence: float
+    beside: rows.Source = "paper"
     _grids: dict[str, dict[str, Scores]] = field(default_factory=dict[str, dict[str, Scores]])
     _trainings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
@@ -148,7 +150,7 @@ def _as_trainings(scores: Scores) -> Scores:
 
 
 def table(evidence: Evidence, nights: Sequence[str]) -> list[tables.Row]:
-    """Every row's figure of every metric and cost, with its change since the last night, and the paper's."""
+    """Every row's figure of every metric and cost, with its change since the last night, and the published one."""
     found: list[tables.Row] = []
     for row in rows.ROWS.values():
         for metric in (*METRICS, *COSTS):
@@ -163,7 +165,7 @@ def table(evidence: Evidence, nights: Sequence[str]) -> list[tables.Row]:
                         "change": change.value if change else nan,
                         "change_low": change.low if change and change.says else nan,
                         "change_high": change.high if change and change.says else nan,
-                        "paper": row.paper.get(metric, nan),
+                        "paper": row.figure(evidence.beside, metric),
                     }
                 )
     return found

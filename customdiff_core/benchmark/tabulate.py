@@ -52,8 +52,8 @@ def tabulate(
         )
 
     def produce(folder: Path) -> int:
-        cells = frame(outcomes, protocol.name, night, before, store)
-        evidence = Evidence(cells, night.isoformat(), store, protocol.confidence)
+        cells = frame(outcomes, protocol, night, before, store)
+        evidence = Evidence(cells, night.isoformat(), store, protocol.confidence, protocol.beside)
         found = table(evidence, sorted(set(cells["night"])))
         tables.write(folder / "table.parquet", _framed(found, "row", "metric"))
         tables.write(folder / "differences.parquet", _framed(list(differences(evidence)), "metric", "row", "against"))

@@ -7,9 +7,10 @@ from customdiff_core.artifacts import Artifact, Store
 
 
 def remarks(merged: Artifact, store: Store) -> list[str]:
-    """What is not as somebody would expect it of a merge; mostly nothing."""
-    rows, lost = (tables.read(store, merged, name) for name in ("rows", "dropped"))
-    return [*renamed(rows), *dropped(lost)]
+    """What is not as somebody would expect it of a merge; mostly nothing. The first merges did not write down what they drop."""
+    told = (store.path(merged) / "dropped.parquet").is_file()
+    lost = dropped(tables.read(store, merged, "dropped")) if told else []
+    return [*renamed(tables.read(store, merged, "rows")), *lost]
 
 
 def tokens_now(rows: pd.DataFrame) -> dict[tuple[str, str], str]:

@@ -211,4 +211,6 @@ def test_what_cannot_be_measured_says_why(chain, profile: Profile) -> None:
 
 def test_every_row_is_one_that_can_be_measured() -> None:
     assert {row.way for row in rows.ROWS.values()} == {"base", "alone", "apart", "joint", "sequential", "merge"}
-    assert np.isfinite([value for row in rows.ROWS.values() for value in row.paper.values()]).all()
+    assert np.isfinite(
+        [one for row in rows.ROWS.values() for found in row.published.values() for one in found.values()]
+    ).all()
