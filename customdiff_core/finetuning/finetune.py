@@ -85,9 +85,8 @@ def finetune(
         scratch = store.scratch(recipe.kind, recipe.base_key)
         device = trainer.components.device
         vae = load_vae(profile.model).to(device)
-        drawn = profile.evaluate.sample.model_copy(
-            update={"precision": config.precision}
-        )  # in which the weights are held
+        held = {"precision": config.precision}  # in which the weights are
+        sample = profile.evaluate.sample.model_copy(update=held)
         memory: dict[int, int] = {}
         forget_peak_memory(device)
 
@@ -95,10 +94,10 @@ def finetune(
             memory[state.step] = memory_in_use(device)
             progress(state.step, state.config.steps, f"loss {state.history[-1][0]:.4f}")
             if state.step % config.preview_every == 0 and not state.finished:
-                _preview(scratch, state, vae, concepts, drawn)
+                _preview(scratch, state, vae, concepts, sample)
 
         trainer.run(scratch, runtime.checkpoint_every, on_step)
-        _preview(scratch, trainer, vae, concepts, drawn)
+        _preview(scratch, trainer, vae, concepts, sample)
         with trainer.averaged():
             made = _delta(trainer, concepts, before, recipe.inputs)
         deltas.save(folder / deltas.FILE, made)

@@ -131,6 +131,8 @@ def test_a_whole_benchmark_is_laid_out_with_its_protocol(folder: Path, tmp_path:
     assert found.concepts == ("pet_cat1", "furniture_chair2")
     assert found.together[0].concepts == ("pet_cat1", "furniture_chair2")
     assert (found.prompts, found.prompts_together, found.seeds) == (1, 2, 50)
+    assert found.beside == "CustomConcept101"
+    assert not [one for one in (data / "concepts").iterdir() if one.name.startswith(".")]
     assert concepts.load("pet_cat1", data=data).noun == "<pet-cat1> cat"
     words = [concepts.load(name, data=data).initializer_token for name in found.together[0].concepts]
     assert words == ["ktn", "pll"]  # DreamBooth's own words for the two

@@ -10,6 +10,7 @@ from customdiff_core.artifacts import Store
 from customdiff_core.benchmark.claims import Wanted, overall
 from customdiff_core.benchmark.drift import FALSE_ALARMS, limits, outside
 from customdiff_core.benchmark.history import failed, previous
+from customdiff_core.benchmark.report import markdown
 from customdiff_core.benchmark.summary import Evidence, Figure
 from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.intervals import pooled_interval
@@ -32,6 +33,16 @@ def test_a_row_a_cell_a_night_and_the_papers_figures_beside(store: Store, night:
     assert cells.loc[cells["row"] == "dreambooth", "paper_kid"].eq(32.53).all()
     second = read(store, night(NIGHT + timedelta(days=1)), "benchmark")
     assert second["night"].value_counts().to_dict() == {"2026-03-01": len(cells), "2026-03-02": len(cells)}
+
+
+def test_a_protocol_says_whose_figures_stand_beside(store: Store, night: Night) -> None:
+    one = night(protocol=PROTOCOL.model_copy(update={"beside": "CustomConcept101"}))
+    found = read(store, one, "table").set_index(["row", "metric"])["paper"]
+    assert found["custom-diffusion", "text_alignment"] == 0.7602
+    assert np.isnan(found["custom-diffusion", "kid"])  # none was published there
+    words = read(store, one, "claims").set_index("claim").loc["words"]
+    assert words["paper"] == pytest.approx(0.7602 - 0.6126)
+    assert "| CustomConcept101 |" in markdown(one, store)
 
 
 def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night) -> None:
