@@ -19,7 +19,7 @@ from PIL import Image
 from customdiff_core import delta as deltas
 from customdiff_core import images, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store, write_atomic
-from customdiff_core.config import Runtime, SampleConfig
+from customdiff_core.config import Precision, Runtime, SampleConfig
 from customdiff_core.devices import autocast, resolve_device
 from customdiff_core.finetuning.components import (
     Components,
@@ -130,11 +130,14 @@ def draw_images(
     return drawn
 
 
-def load_model(profile: Profile, delta: Artifact | None, store: Store, runtime: Runtime) -> tuple[Components, Network]:
-    """Load a profile's base model, with a delta put in where one is given."""
+def load_model(
+    profile: Profile, delta: Artifact | None, store: Store, runtime: Runtime, precision: Precision = "fp32"
+) -> tuple[Components, Network]:
+    """Load a profile's base model to draw in a precision, with a delta put in where one is given."""
     components = load_components(profile.model)
     if delta is not None:
         deltas.apply(components, deltas.load(store.path(delta) / deltas.FILE))
+    hold_frozen(components.unet, precision)
     device = resolve_device(runtime.device)
     return components.to(device), load_vae(profile.model).to(device)
 
@@ -159,8 +162,7 @@ def generate(
     recipe = stages.generate(prompts, seeds, delta, profile, config)
 
     def produce(folder: Path) -> int:
-        components, vae = load_model(profile, delta, store, runtime)
-        hold_frozen(components.unet, config.precision)
+        components, vae = load_model(profile, delta, store, runtime, config.precision)
         scratch = store.scratch(recipe.kind, recipe.key)
         drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch)
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]

@@ -40,8 +40,9 @@ def generate_all(
 def _draw(
     prompt: str, profile: Profile, count: int, store: Store, runtime: Runtime, progress: Progress
 ) -> list[tables.Row]:
-    components, vae = load_model(profile, None, store, runtime)
-    drawn = draw_images(components, vae, [prompt], range(count), profile.evaluate.sample, progress)
+    config = profile.evaluate.sample
+    components, vae = load_model(profile, None, store, runtime, config.precision)
+    drawn = draw_images(components, vae, [prompt], range(count), config, progress)
     rows: list[tables.Row] = []
     for number, image in enumerate(drawn):
         png = images.encode(image)
