@@ -7,8 +7,9 @@ With c_reg = Q R and a = c R⁻¹, the whitened target features, and aᵀ = Q_a 
     W = W0 + eᵀ p      e = v - c W0ᵀ  (n, D_out)      p = R_a⁻¹ Q_aᵀ R⁻ᵀ  (n, D_in)
 
 `p` knows nothing of the layer: it is solved for once, and a layer costs one thin product. The paper's form of it,
-d = c (c_regᵀ c_reg)⁻¹ and W = W0 + eᵀ (d cᵀ)⁻¹ d, squares the condition number of c_reg, and then that of c once more; two QR
-factorizations give the same W and keep the digits.
+d = c (c_regᵀ c_reg)⁻¹ and W = W0 + eᵀ (d cᵀ)⁻¹ d, squares the condition number of c_reg, and then that of c once more. R and R_a
+give the same W and keep the digits: R_a always by QR, R by the Cholesky factorization of the Gram matrix c_regᵀ c_reg, which is
+three times as fast, where c_reg's condition number lets it, and by QR where not.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import torch
 from torch import Tensor
 
 from customdiff_core.errors import MergeError
+
+GRAM = 1e5  # condition number up to which R comes from the Gram matrix: W keeps seven digits then, as many as float32 has
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,11 @@ def factorize(c_reg: Tensor) -> Factorization:
     Raises:
         MergeError: if they do not span D_in, and the model's answer would be free in some direction.
     """
+    by_gram = _cholesky(c_reg)
+    if by_gram is not None:
+        condition = condition_number(by_gram)
+        if condition <= GRAM:
+            return Factorization(by_gram, len(c_reg), condition)
     rows, width = c_reg.shape
     r = torch.linalg.qr(c_reg, mode="r").R
     values = torch.linalg.svdvals(r)
@@ -84,6 +92,13 @@ def factorize(c_reg: Tensor) -> Factorization:
             "raise merge.captions or take an index of more varied captions"
         )
     return Factorization(r, rows, float(values[0] / values[-1]))
+
+
+def _cholesky(c_reg: Tensor) -> Tensor | None:
+    """R of c_regᵀ c_reg = Rᵀ R, or None where rounding leaves the product no positive definite matrix."""
+    gram = scipy.linalg.blas.dsyrk(1.0, c_reg.numpy().T)
+    r, failed = scipy.linalg.lapack.dpotrf(gram, overwrite_a=True)
+    return None if failed else torch.from_numpy(r)
 
 
 def independent_rows(c_target: Tensor, factorization: Factorization, least: float) -> tuple[list[int], list[int]]:

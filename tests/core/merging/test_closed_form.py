@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis.extra.numpy import arrays
 
 from customdiff_core.errors import MergeError
+from customdiff_core.merging import closed_form
 from customdiff_core.merging.closed_form import (
     Factorization,
     constrained_merge,
@@ -93,6 +94,23 @@ def test_it_keeps_the_digits_where_the_papers_formula_loses_them():
         1 + 1e-8
     )
     assert worse
+
+
+@pytest.mark.parametrize("spread", [1, 1e3, 1e4])
+def test_by_the_gram_matrix_or_by_qr_the_weights_are_the_same(spread: float, monkeypatch: pytest.MonkeyPatch):
+    given_problem = problem(4, width=64, rows=400, spread=spread)
+    by_gram = constrained_merge(*given_problem)
+    monkeypatch.setattr(closed_form, "GRAM", 0.0)
+    assert (by_gram - constrained_merge(*given_problem)).norm() <= 1e-8 * by_gram.norm()
+
+
+@pytest.mark.parametrize(("spread", "qr"), [(1e4, 0), (1e6, 1), (1e10, 1)])
+def test_beyond_the_gram_matrixs_digits_it_is_the_qr(spread: float, qr: int, monkeypatch: pytest.MonkeyPatch):
+    taken: list[int] = []
+    whole = torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda *given, **how: taken.append(1) or whole(*given, **how))
+    factorize(problem(spread=spread)[1])
+    assert len(taken) == qr
 
 
 def test_the_residual_is_the_objective_without_the_captions():
