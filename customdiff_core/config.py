@@ -192,6 +192,10 @@ class FinetuneConfig(Frozen):
     )
     early_stop: EarlyStop | None = Field(default=None, description="stop before the last step; empty: never")
     precision: Precision = "fp32"
+    compiled: bool = Field(
+        default=False,
+        description="train through torch.compile: minutes before the first step, then faster ones, and other last digits",
+    )
     seed: int = 0
     preview_prompts: tuple[str, ...] = Field(
         default=("photo of a {}",), min_length=1, description="drawn now and then while training"

@@ -1,8 +1,9 @@
 """`make bench`: ratios, each measured side by side in one run, so that they hold on any machine.
 
-Training and drawing: every line times a plain way and this project's way in turn (A B A B ...), both in float32, and prints the
-medians and their ratio; where the processor multiplies bfloat16, a second line tells what that brings on top. Fetching and
-search in a large index have modules of their own, bench_fetch.py and bench_search.py.
+Training and drawing: every line times a plain way and this project's way in turn (A B A B ...), and prints the medians and their
+ratio. The plain way is in float32, and so is ours on the first line; the next lines have the precision that this processor
+trains with, and compile the network (some minutes before the first pair). Fetching and search in a large index have modules of
+their own, bench_fetch.py and bench_search.py.
 """
 
 import logging
@@ -71,16 +72,13 @@ def training_step(store: Store) -> Iterator[Pair]:
     index = build_index(profile, IndexConfig(scenes=2500), store=store)
     regularization = retrieve(concept, index, profile, profile.retrieve.model_copy(update={"count": 64}), store=store)
     training_set = augment(concept, regularization, profile, profile.augment, store=store)
+    changes: list[dict[str, Any]] = [
+        {"precision": precision} for precision in dict.fromkeys(("fp32", native_precision()))
+    ]
+    changes.append({"precision": native_precision(), "compiled": True})
     trainers = [
-        make_trainer(
-            (concept,),
-            (training_set,),
-            profile,
-            profile.finetune.model_copy(update={"precision": precision}),
-            store,
-            Runtime(),
-        )
-        for precision in dict.fromkeys(("fp32", native_precision()))
+        make_trainer((concept,), (training_set,), profile, profile.finetune.model_copy(update=change), store, Runtime())
+        for change in changes
     ]
 
     components, vae = load_components(profile.model), load_vae(profile.model)
@@ -105,10 +103,11 @@ def training_step(store: Store) -> Iterator[Pair]:
         optimizer.step()
 
     size = profile.finetune.batch_size
-    steps = [trainer.train_step for trainer in trainers]
-    yield f"training step, batch {size} + {size}, float32", plain, steps[0]
-    if len(steps) > 1:
-        yield "the same, float32 against bfloat16", steps[0], steps[1]
+    first, *others = [trainer.train_step for trainer in trainers]
+    yield f"training step, batch {size} + {size}, float32", plain, first
+    for change, step in zip(changes[1:], others, strict=True):
+        compiled = ", compiled" if "compiled" in change else ""
+        yield f"the same, here in {change['precision']}{compiled}", plain, step
 
 
 def drawing() -> Iterator[Pair]:

@@ -163,6 +163,9 @@ class TrainOptions(Frozen):
     early_stop: EarlyStop | None = Field(default=None, description="stop when withheld views are learnt no better")
     optimizer: Literal["adamw", "adamw-8bit"] | None = Field(default=None, description="adamw-8bit needs CUDA")
     precision: Precision | None = Field(default=None, description="fp32, bf16 or fp16")
+    compiled: bool = Field(
+        default=False, description="by torch.compile: minutes once, then faster steps; for long trainings"
+    )
     seed: int = 0
     preview_prompts: list[str] | None = Field(
         default=None, min_length=1, description="drawn now and then while training, with {} for the concept"

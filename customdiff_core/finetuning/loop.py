@@ -89,6 +89,9 @@ class Trainer:
         self.average = {name: tensor.detach() for name, tensor in self.trained.items()}
         if config.ema_decay:  # else the average is the weights, and takes no memory of its own
             self.average = {name: tensor.clone() for name, tensor in self.average.items()}
+        # Of its own: pictures drawn while it trains are of other sizes, and would be compiled for.
+        predict = self.components.predict
+        self.predict = torch.compile(predict, dynamic=False) if config.compiled else predict
         wanted = config.prior_weight > 0
         self.coming = batches(self.examples, config.batch_size, config.seed, priors=wanted)
         self.batches: list[Batch] = []
@@ -163,7 +166,7 @@ class Trainer:
             if len(priors) and examples.prior is not None:
                 prior_condition = examples.prior.take(priors - len(examples.prompts)).like(condition)
                 condition = Condition.cat([condition, prior_condition])
-            prediction = network.predict(noisy, times, condition).float()
+            prediction = self.predict(noisy, times, condition).float()
         target = target_of(network.noise_scheduler, clean, noise, times)
         weights = timestep_weights(network.noise_scheduler, times, config.min_snr_gamma)
         half, mask = len(views), torch.stack([one.mask for one in shown[: len(views)]]).to(device)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from customdiff_core.errors import MergeError
 
-GRAM = 1e5  # condition number up to which R comes from the Gram matrix: W keeps seven digits then, as many as float32 has
+GRAM = 1e5  # condition number up to which R comes from the Gram matrix: W keeps the seven digits of float32 then
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ def factorize(c_reg: Tensor) -> Factorization:
 
 def _cholesky(c_reg: Tensor) -> Tensor | None:
     """R of c_regᵀ c_reg = Rᵀ R, or None where rounding leaves the product no positive definite matrix."""
-    gram = scipy.linalg.blas.dsyrk(1.0, c_reg.numpy().T)
-    r, failed = scipy.linalg.lapack.dpotrf(gram, overwrite_a=True)
+    blas: Any = scipy.linalg.blas
+    lapack: Any = scipy.linalg.lapack
+    r, failed = lapack.dpotrf(blas.dsyrk(1.0, c_reg.numpy().T), overwrite_a=True)
     return None if failed else torch.from_numpy(r)
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,25 @@ def test_bf16_trains_float32_weights(trainer):
     assert losses != trainer().train_step()
     assert losses[0] == pytest.approx(trainer().train_step()[0], rel=0.05)
     assert {parameter.dtype for parameter in one.trained.values()} == {torch.float32}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # the tracer looks at all of them
+def test_a_compiled_training_is_the_same_training(trainer, monkeypatch: pytest.MonkeyPatch):
+    """Traced, and run as traced: what a compiler makes of it takes minutes, and has other last digits."""
+    traced: list[int] = []
+
+    def as_traced(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        traced.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_traced))
+    one, plain = trainer(compiled=True), trainer()
+    assert one.train_step() == plain.train_step()
+    assert traced
+    for name, tensor in one.trained.items():
+        assert torch.equal(tensor, plain.trained[name])
 
 
 # The moving average
