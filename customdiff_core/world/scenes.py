@@ -231,7 +231,7 @@ def render_scene(scene: Scene, size: int = 64) -> Image.Image:
     rng = numpy_rng("picture", scene.seed)
     canvas = np.asarray(settings.draw(scene.setting, size, rng)).astype(np.float32) / 255
     for thing in scene.things:
-        _put(canvas, _picture(thing, scene.upside_down, size, rng), thing, size)
+        put(canvas, picture_of(thing, scene.upside_down, size, rng), thing.x, thing.y)
     picture = Image.fromarray((canvas * 255 + 0.5).astype(np.uint8))
     return picture.convert("L").convert("RGB") if scene.black_and_white else picture
 
@@ -259,7 +259,8 @@ def _colours(thing: Thing, rng: np.random.Generator) -> tuple[Pixels, Pixels]:
     return named[0], SHADE * named[0] if parts.related else own[1]
 
 
-def _picture(thing: Thing, upside_down: bool, size: int, rng: np.random.Generator) -> Image.Image:
+def picture_of(thing: Thing, upside_down: bool, size: int, rng: np.random.Generator) -> Image.Image:
+    """A thing as it lies in a picture of `size` pixels a side: RGBa, its colours premultiplied."""
     side = max(1, round(thing.scale * size))
     shown = painted(thing, rng)
     if thing.turn:
@@ -271,10 +272,10 @@ def _picture(thing: Thing, upside_down: bool, size: int, rng: np.random.Generato
     return shown.transpose(Image.Transpose.ROTATE_180) if upside_down else shown
 
 
-def _put(canvas: Pixels, shown: Image.Image, thing: Thing, size: int) -> None:
-    """Lay a premultiplied picture over the canvas, cut at its edges."""
-    side = shown.width
-    left, top = round(thing.x * size - side / 2), round(thing.y * size - side / 2)
+def put(canvas: Pixels, shown: Image.Image, x: float, y: float) -> None:
+    """Lay a square premultiplied picture over an (S, S, 3) canvas, its centre at (x, y) of the side, cut at the edges."""
+    size, side = len(canvas), shown.width
+    left, top = round(x * size - side / 2), round(y * size - side / 2)
     x0, y0, x1, y1 = max(0, left), max(0, top), min(size, left + side), min(size, top + side)
     pixels = np.asarray(shown).astype(np.float32)[y0 - top : y1 - top, x0 - left : x1 - left] / 255
     canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - pixels[..., 3:]) + pixels[..., :3]

@@ -284,16 +284,20 @@ def draw(view: View, subject: Subject) -> Image.Image:
     """Draw one view as a 256 x 256 RGB picture."""
     # Twice as large, then halved: a turned drawing keeps smooth outlines.
     side, canvas = round(2 * SIDE * view.scale), 2 * SIDE
-    drawing = render(view.code, side, subject.colours(view.code))
-    if subject.dots:
-        drawing = dotted(drawing, subject.paints[0])
+    shown = drawing(view.code, side, subject)
     if view.flip:
-        drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    drawing = drawing.rotate(view.turn, Image.Resampling.BICUBIC, expand=True)
+        shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    shown = shown.rotate(view.turn, Image.Resampling.BICUBIC, expand=True)
     picture = Image.new("RGB", (canvas, canvas), PALE[view.background])
-    corner = (round(view.x * canvas - drawing.width / 2), round(view.y * canvas - drawing.height / 2))
-    picture.paste(drawing, corner, drawing)
+    corner = (round(view.x * canvas - shown.width / 2), round(view.y * canvas - shown.height / 2))
+    picture.paste(shown, corner, shown)
     return picture.reduce(2)
+
+
+def drawing(code: str, side: int, subject: Subject) -> Image.Image:
+    """One of a subject's drawings in its colours, RGBA."""
+    shown = render(code, side, subject.colours(code))
+    return dotted(shown, subject.paints[0]) if subject.dots else shown
 
 
 def dotted(drawing: Image.Image, paint: str) -> Image.Image:

@@ -1,0 +1,142 @@
+"""What a perfect method would score: a concept's true drawings, set into the scenes that its prompts tell of.
+
+python -m deployments.ceiling cat dog         # by default every concept that is made of drawings; writes nothing
+
+The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions. Between the base model's
+figures and these is all the room that a method has.
+"""
+
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from customdiff_core import concepts, images, profiles
+from customdiff_core.artifacts import Store
+from customdiff_core.concepts import Concept
+from customdiff_core.config import Runtime
+from customdiff_core.errors import WorldError
+from customdiff_core.evaluation.alignment import image_alignment, text_alignment
+from customdiff_core.evaluation.identity import RATES, identity
+from customdiff_core.evaluation.judge import Judge
+from customdiff_core.seeding import numpy_rng
+from customdiff_core.settings import Settings
+from customdiff_core.world import settings
+from customdiff_core.world.colours import COLOURS
+from customdiff_core.world.drawings import Drawing, load_drawings
+from customdiff_core.world.scenes import PAIR_SCALES, SIDES, SIZES, Thing, picture_of, put
+
+PICTURES, SIZE, SHIFT = 8, 64, 0.17
+COMPANION = rf"an? (?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<category>[a-z ]+?)"
+PAIRS = (
+    re.compile(rf"an? \{{\}} (?:and|next to) {COMPANION}(?: (?:on|in|at) .*)?"),
+    re.compile(rf"{COMPANION} and an? \{{\}}"),
+)
+BEHIND = re.compile(r"on an? (?P<setting>[a-z ]+?) background")
+
+Figures = Mapping[str, float]
+
+
+def main(names: list[str]) -> None:
+    """Print a line a concept."""
+    console = Console(width=160, highlight=False)
+    console.print(f"| | {' | '.join((*RATES, 'image alignment, held out', 'text alignment'))} |", markup=False)
+    console.print("|---" * 5 + "|")
+    for name in names or list(makers().SUBJECTS):
+        figures = measure(concepts.load(name))
+        console.print(f"| {name} | {' | '.join(f'{value:.3f}' for value in figures.values())} |", markup=False)
+
+
+def measure(concept: Concept, pictures: int = PICTURES) -> Figures:
+    """Means over the concept's prompts and `pictures` of each: both rates of identity, image alignment and text alignment."""
+    profile = profiles.get("openmoji")
+    judge = Judge(profile, Store(), Runtime())
+    drawn = [images.encode(draw(concept, prompt, number)) for prompt in concept.prompts for number in range(pictures)]
+    seen = judge.images(drawn)
+    words = judge.texts([concept.with_category(prompt) for prompt in concept.prompts]).repeat(pictures, axis=0)
+    held_out = judge.images([concept.read(one, "held_out") for one in concept.held_out])
+    scores = identity(concept, drawn, judge)
+    scores |= {"held_out": image_alignment(seen, held_out), "text": text_alignment(seen, words)}
+    return {name: float(values.mean()) for name, values in scores.items()}
+
+
+def draw(concept: Concept, prompt: str, number: int) -> Image.Image:
+    """Draw a prompt's scene around a true drawing of the concept; `number` chooses what the prompt leaves open.
+
+    Raises:
+        WorldError: for a prompt that tells of nothing the world can draw.
+    """
+    rng = numpy_rng("ceiling", concept.name, prompt, number)
+    pair = next((found for one in PAIRS if (found := one.fullmatch(prompt))), None)
+    canvas = np.asarray(settings.draw(_setting(prompt, rng), SIZE, rng)).astype(np.float32) / 255
+    x, y = 0.5, 0.5
+    scales = next((one for one, words in SIZES if any(word and word in prompt for word in words)), SIZES[1][0])
+    for words, (right, down) in SIDES.items():
+        if words in prompt:
+            x, y, scales = x + SHIFT * right, y + SHIFT * down, (0.6, 0.66)
+    if pair:
+        x, scales = (0.26, PAIR_SCALES) if prompt.index("{}") < pair.start("category") else (0.74, PAIR_SCALES)
+        put(canvas, _companion(pair, 1 - x, rng), 1 - x, 0.5)
+    side = round(float(rng.uniform(*scales)) * SIZE)
+    shown = _true(concept, prompt, rng).convert("RGBa").resize((side, side), Image.Resampling.BOX)
+    put(canvas, shown if rng.random() < 0.5 else shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT), x, y)
+    return Image.fromarray((canvas * 255 + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def _setting(prompt: str, rng: np.random.Generator) -> str:
+    """The prompt's background or place; any colour where it says none."""
+    if found := BEHIND.search(prompt):
+        setting = found["setting"]
+        if setting not in settings.SETTINGS:
+            raise WorldError(f"prompt {prompt!r}: found the background {setting!r}, need one of world/settings.py")
+        return setting
+    return next((one for one in settings.PLACES if one in prompt), list(COLOURS)[int(rng.integers(len(COLOURS)))])
+
+
+def _companion(pair: re.Match[str], x: float, rng: np.random.Generator) -> Image.Image:
+    """The other thing, in its colour or its own."""
+    named = [one for one in drawings() if one.category == pair["category"]]
+    if not named:
+        raise WorldError(f"prompt {pair.string!r}: found no drawing of {pair['category']!r}, need one of drawings.csv")
+    paint = (pair["colour"],) if pair["colour"] else ()
+    thing = Thing(named[int(rng.integers(len(named)))], paint, float(rng.uniform(*PAIR_SCALES)), x, 0.5)
+    return picture_of(thing, False, SIZE, rng)
+
+
+def _true(concept: Concept, prompt: str, rng: np.random.Generator) -> Image.Image:
+    """One of the concept's own drawings, RGBA: the one that the prompt describes ("a crying {}"), or any."""
+    maker = makers()
+    subject: Any = maker.SUBJECTS[concept.name]
+    codes = sorted({view.code for view in (*subject.images, *subject.held_out)})
+    described = [one.code for one in drawings() if one.code in codes and one.words != "{}" and one.words in prompt]
+    chosen = described or codes
+    return maker.drawing(chosen[int(rng.integers(len(chosen)))], 4 * SIZE, subject)
+
+
+@cache
+def drawings() -> list[Drawing]:
+    """What scenes are drawn from."""
+    return [one for one in load_drawings(Settings().data / "world" / "drawings.csv") if not one.held_out]
+
+
+@cache
+def makers() -> ModuleType:
+    """`data/concepts/make_concepts.py`, which knows what each concept is drawn from."""
+    spec = importlib.util.spec_from_file_location("make_concepts", Settings().data / "concepts" / "make_concepts.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

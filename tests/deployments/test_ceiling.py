@@ -1,0 +1,64 @@
+"""True drawings in the prompts' scenes: what no method can surpass."""
+
+import numpy as np
+import pytest
+
+from customdiff_core import concepts
+from customdiff_core.errors import WorldError
+from customdiff_core.world.colours import COLOURS
+from deployments import ceiling
+
+
+@pytest.mark.parametrize("name", sorted(ceiling.makers().SUBJECTS))
+def test_every_prompt_of_every_concept_has_its_scene(name: str) -> None:
+    concept = concepts.load(name)
+    drawn = [np.asarray(ceiling.draw(concept, prompt, 0)) for prompt in concept.prompts]
+    assert {one.shape for one in drawn} == {(64, 64, 3)}
+    assert len({one.tobytes() for one in drawn}) == len(concept.prompts)
+
+
+def test_a_scene_shows_what_its_prompt_says() -> None:
+    cat = concepts.load("cat")
+    plain = np.asarray(ceiling.draw(cat, "a {} on a blue background", 0)).astype(int)
+    assert np.abs(plain[0, 0] - COLOURS["blue"]).max() <= 14
+    assert near(plain[16:48, 16:48], (0x3F, 0xB8, 0xAF)) > 0.2  # teal, and nothing of OpenMoji's orange
+    assert near(plain, (0xF4, 0xAA, 0x41)) == 0
+    pair = np.asarray(ceiling.draw(cat, "a {} and a red apple on a white background", 0)).astype(int)
+    assert near(pair[:, 40:], COLOURS["red"], 40) > 0.1 > near(pair[:, :24], COLOURS["red"], 40)
+    other = np.asarray(ceiling.draw(cat, "a red apple and a {}", 0)).astype(int)
+    assert near(other[:, :24], COLOURS["red"], 40) > 0.1
+    far, close = (
+        np.asarray(ceiling.draw(cat, f"{size} photo of a {{}}", 0)).astype(int) for size in ("far away", "close up")
+    )
+    assert near(far, (0x3F, 0xB8, 0xAF)) < 0.1 < near(close, (0x3F, 0xB8, 0xAF))
+
+
+def near(pixels: np.ndarray, colour: tuple[int, int, int], reach: int = 24) -> float:
+    """Share of the pixels that have about this colour."""
+    return float((np.abs(pixels - colour).max(axis=-1) <= reach).mean())
+
+
+def test_what_a_prompt_leaves_open_the_number_chooses() -> None:
+    cat = concepts.load("cat")
+    first, again, second = (ceiling.draw(cat, "a {} at night", number) for number in (0, 0, 1))
+    assert first.tobytes() == again.tobytes() != second.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a {} and a red unicycle", "found no drawing of 'unicycle'"),
+        ("a {} on a plaid background", "found the background 'plaid'"),
+    ],
+)
+def test_what_the_world_cannot_draw_is_named(prompt: str, message: str) -> None:
+    with pytest.raises(WorldError, match=message):
+        ceiling.draw(concepts.load("cat"), prompt, 0)
+
+
+def test_true_drawings_are_taken_for_the_concept() -> None:
+    figures = ceiling.measure(concepts.load("cat"), pictures=1)
+    assert figures["recognised"] >= 0.9
+    assert figures["recognised_by_colour"] >= 0.9
+    assert figures["text"] > 1.5
+    assert figures["held_out"] > 0.55
