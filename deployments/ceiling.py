@@ -1,9 +1,9 @@
 """What a perfect method would score: a concept's true drawings, set into the scenes that its prompts tell of.
 
-python -m deployments.ceiling cat dog         # by default every concept that is made of drawings; writes nothing
+python -m deployments.ceiling cat dog         # by default every concept that is made of drawings
 
 The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions. Between the base model's
-figures and these is all the room that a method has.
+figures, which stand beside, and these is all the room that a method has.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from customdiff_core import concepts, images, profiles
+from customdiff_core import concepts, images, profiles, tables
 from customdiff_core.artifacts import Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Runtime
@@ -26,6 +26,7 @@ from customdiff_core.errors import WorldError
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.identity import RATES, identity
 from customdiff_core.evaluation.judge import Judge
+from customdiff_core.sampling import generate
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.world import settings
@@ -41,30 +42,46 @@ PAIRS = (
 )
 BEHIND = re.compile(r"on an? (?P<setting>[a-z ]+?) background")
 
-Figures = Mapping[str, float]
+FIGURES = ("taken for this one by the judge", "by its colours", "image alignment, held out", "text alignment")
 
 
 def main(names: list[str]) -> None:
-    """Print a line a concept."""
-    console = Console(width=160, highlight=False)
-    console.print(f"| | {' | '.join((*RATES, 'image alignment, held out', 'text alignment'))} |", markup=False)
-    console.print("|---" * 5 + "|")
+    """Print two lines a concept."""
+    console, store = Console(width=160, highlight=False), Store()
+    console.print(f"| | | {' | '.join(FIGURES)} |", markup=False)
+    console.print("|---" * (2 + len(FIGURES)) + "|")
     for name in names or list(makers().SUBJECTS):
-        figures = measure(concepts.load(name))
-        console.print(f"| {name} | {' | '.join(f'{value:.3f}' for value in figures.values())} |", markup=False)
+        concept = concepts.load(name)
+        for subject, pictures in (("base model", base(concept, store)), ("true drawings", true(concept))):
+            means = " | ".join(f"{value:.3f}" for value in measure(concept, pictures, store).values())
+            console.print(f"| {name} | {subject} | {means} |", markup=False)
 
 
-def measure(concept: Concept, pictures: int = PICTURES) -> Figures:
-    """Means over the concept's prompts and `pictures` of each: both rates of identity, image alignment and text alignment."""
+def base(concept: Concept, store: Store) -> list[bytes]:
+    """The base model's pictures, as `evaluate` draws them: encoded, prompt by prompt."""
     profile = profiles.get("openmoji")
-    judge = Judge(profile, Store(), Runtime())
-    drawn = [images.encode(draw(concept, prompt, number)) for prompt in concept.prompts for number in range(pictures)]
-    seen = judge.images(drawn)
-    words = judge.texts([concept.with_category(prompt) for prompt in concept.prompts]).repeat(pictures, axis=0)
+    prompts = tuple(concept.with_category(prompt) for prompt in concept.prompts)
+    samples = generate(prompts, profile.evaluate.seeds, None, profile, profile.evaluate.sample, store=store)
+    return tables.read(store, samples, "samples", ["image"])["image"].tolist()
+
+
+def true(concept: Concept, count: int = PICTURES) -> list[bytes]:
+    """True drawings in the scenes of the prompts, `count` of each: encoded, prompt by prompt."""
+    return [images.encode(draw(concept, prompt, number)) for prompt in concept.prompts for number in range(count)]
+
+
+def measure(concept: Concept, pictures: list[bytes], store: Store) -> Mapping[str, float]:
+    """Means of FIGURES over equally many pictures of each of the concept's prompts."""
+    judge = Judge(profiles.get("openmoji"), store, Runtime())
+    seen, shares = judge.images(pictures), identity(concept, pictures, judge)
+    words = judge.texts([concept.with_category(prompt) for prompt in concept.prompts])
     held_out = judge.images([concept.read(one, "held_out") for one in concept.held_out])
-    scores = identity(concept, drawn, judge)
-    scores |= {"held_out": image_alignment(seen, held_out), "text": text_alignment(seen, words)}
-    return {name: float(values.mean()) for name, values in scores.items()}
+    scores = (
+        *(shares[rate] for rate in RATES),
+        image_alignment(seen, held_out),
+        text_alignment(seen, words.repeat(len(pictures) // len(words), axis=0)),
+    )
+    return {name: float(values.mean()) for name, values in zip(FIGURES, scores, strict=True)}
 
 
 def draw(concept: Concept, prompt: str, number: int) -> Image.Image:

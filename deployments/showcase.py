@@ -2,7 +2,7 @@
 
 python -m deployments.showcase cat dog          # writes docs/<concept>.webp; trains and evaluates what the store lacks
 
-The first concept's figures are printed in full, then a line for each of them.
+The first concept's figures are printed in full, then a line for each of them, with what its true drawings would have.
 """
 
 import sys
@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from customdiff_core import concepts, figures, images, profiles, tables
+from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
-from customdiff_core.concepts import Concept
 from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
 from customdiff_core.pipeline import Pipeline
-from customdiff_core.retrieval.encoder import Encoder
 from customdiff_core.settings import REPOSITORY
+from deployments import ceiling
 
 PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 15
 COLUMNS = 2
@@ -78,26 +77,23 @@ def table(metrics: Artifact, store: Store) -> Iterator[str]:
 
 
 def summary(measured: dict[str, Artifact], store: Store) -> Iterator[str]:
-    """A line a concept: how often it is taken for the right one, and what that costs."""
-    yield f"| | {' | '.join([*SHARES.values(), *CHANGES.values()])} | text alignment of true pictures |"
-    yield "|---" * (len(SHARES) + len(CHANGES) + 2) + "|"
-    judge = Encoder(profiles.get("openmoji").judge)
+    """A line a concept: how often it is taken for the right one, what that costs, and what true drawings would have."""
+    yield f"| | {' | '.join([*SHARES.values(), *CHANGES.values()])} |"
+    yield "|---" * (len(SHARES) + len(CHANGES) + 1) + "|"
     for name, metrics in measured.items():
         found = {one.metric: one for one in compare(tables.read(store, metrics, "metrics"))}
+        concept = concepts.load(name)
+        known = name in ceiling.makers().SUBJECTS
+        best = ceiling.measure(concept, ceiling.true(concept), store) if known else {}
         cells = [f"{found[one].base.value:.2f} → {found[one].customized.value:.2f}" for one in SHARES]
-        for one in CHANGES:
+        if best:
+            cells = [f"{cell} / {best[title]:.2f}" for cell, title in zip(cells, SHARES.values(), strict=True)]
+        for one, title in CHANGES.items():
             change = found[one].difference
             if change:
-                cells.append(f"{number(change.value, signed=True)} ({interval(change, signed=True)})")
-        faithful = true_pictures(concepts.load(name), judge)
-        yield f"| [{name}](docs/{name}.webp) | {' | '.join(cells)} | {number(faithful, digits=2)} |"
-
-
-def true_pictures(concept: Concept, judge: Encoder) -> float:
-    """Text alignment of the concept's true held-out pictures with "photo of a <category>": what a faithful drawing has."""
-    words = judge.texts([f"photo of a {concept.category}"])[0]
-    shown = [images.open_trusted(concept.read(one, "held_out")) for one in concept.held_out]
-    return float(2.5 * (judge.images(shown) @ words).clip(0).mean())
+                room = f" / {number(best[title] - found[one].base.value, signed=True)}" if best else ""
+                cells.append(f"{number(change.value, signed=True)} ({interval(change, signed=True)}){room}")
+        yield f"| [{name}](docs/{name}.webp) | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from customdiff_core import concepts
+from customdiff_core.artifacts import Store
 from customdiff_core.errors import WorldError
 from customdiff_core.world.colours import COLOURS
 from deployments import ceiling
@@ -56,9 +57,12 @@ def test_what_the_world_cannot_draw_is_named(prompt: str, message: str) -> None:
         ceiling.draw(concepts.load("cat"), prompt, 0)
 
 
-def test_true_drawings_are_taken_for_the_concept() -> None:
-    figures = ceiling.measure(concepts.load("cat"), pictures=1)
-    assert figures["recognised"] >= 0.9
-    assert figures["recognised_by_colour"] >= 0.9
-    assert figures["text"] > 1.5
-    assert figures["held_out"] > 0.55
+def test_true_drawings_are_taken_for_the_concept_and_other_pictures_are_not(store: Store) -> None:
+    cat = concepts.load("cat")
+    judge, colours, likeness, words = ceiling.measure(cat, ceiling.true(cat, 1), store).values()
+    assert judge >= 0.9
+    assert colours >= 0.9
+    assert likeness > 0.55
+    assert words > 1.5
+    dogs = ceiling.true(concepts.load("dog"), 1)
+    assert ceiling.measure(cat, dogs, store)["by its colours"] < 0.5
