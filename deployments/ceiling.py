@@ -2,8 +2,9 @@
 
 python -m deployments.ceiling cat dog         # by default every concept that is made of drawings
 
-The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions. Between the base model's
-figures, which stand beside, and these is all the room that a method has.
+The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions. Beside them stand the base
+model, between which and them is all the room that a method has, and the base model told in words what the concept's colours are:
+what it cannot draw when it is told, a few new keys and values will hardly teach it.
 """
 
 import importlib.util
@@ -30,9 +31,9 @@ from customdiff_core.sampling import generate
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.world import settings
-from customdiff_core.world.colours import COLOURS
+from customdiff_core.world.colours import COLOURS, name_of
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import PAIR_SCALES, SIDES, SIZES, Thing, picture_of, put
+from customdiff_core.world.scenes import PAIR_SCALES, SIDES, SIZES, Thing, picture_of, put, with_article
 
 PICTURES, SIZE, SHIFT = 8, 64, 0.17
 COMPANION = rf"an? (?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<category>[a-z ]+?)"
@@ -46,21 +47,36 @@ FIGURES = ("taken for this one by the judge", "by its colours", "image alignment
 
 
 def main(names: list[str]) -> None:
-    """Print two lines a concept."""
+    """Print three lines a concept."""
     console, store = Console(width=160, highlight=False), Store()
     console.print(f"| | | {' | '.join(FIGURES)} |", markup=False)
     console.print("|---" * (2 + len(FIGURES)) + "|")
     for name in names or list(makers().SUBJECTS):
         concept = concepts.load(name)
-        for subject, pictures in (("base model", base(concept, store)), ("true drawings", true(concept))):
+        told = in_words(concept)
+        subjects = {
+            f'base model, "{concept.category}"': base(concept, concept.category, store),
+            f'base model, "{told}"': base(concept, told, store),
+            "true drawings": true(concept),
+        }
+        for subject, pictures in subjects.items():
             means = " | ".join(f"{value:.3f}" for value in measure(concept, pictures, store).values())
             console.print(f"| {name} | {subject} | {means} |", markup=False)
 
 
-def base(concept: Concept, store: Store) -> list[bytes]:
-    """The base model's pictures, as `evaluate` draws them: encoded, prompt by prompt."""
+def in_words(concept: Concept) -> str:
+    """The concept as captions would call it, by its main and second paint: "teal and pink cat"."""
+    paints = (paint.removeprefix("#") for paint in makers().SUBJECTS[concept.name].paints)
+    red_green_blue = (bytes.fromhex(paint) for paint in paints)
+    return f"{' and '.join(name_of((one[0], one[1], one[2])) for one in red_green_blue)} {concept.category}"
+
+
+def base(concept: Concept, words: str, store: Store) -> list[bytes]:
+    """The base model's pictures of the prompts with these words for the concept, as `evaluate` draws them: encoded."""
     profile = profiles.get("openmoji")
-    prompts = tuple(concept.with_category(prompt) for prompt in concept.prompts)
+    prompts = tuple(
+        re.sub(r"\ban? \{\}", with_article(words), prompt).replace("{}", words) for prompt in concept.prompts
+    )
     samples = generate(prompts, profile.evaluate.seeds, None, profile, profile.evaluate.sample, store=store)
     return tables.read(store, samples, "samples", ["image"])["image"].tolist()
 

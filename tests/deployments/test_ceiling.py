@@ -39,6 +39,11 @@ def near(pixels: np.ndarray, colour: tuple[int, int, int], reach: int = 24) -> f
     return float((np.abs(pixels - colour).max(axis=-1) <= reach).mean())
 
 
+def test_a_concept_can_be_said_in_words() -> None:
+    assert ceiling.in_words(concepts.load("chair")) == "red and teal chair"
+    assert ceiling.in_words(concepts.load("cat")).startswith("teal and ")
+
+
 def test_what_a_prompt_leaves_open_the_number_chooses() -> None:
     cat = concepts.load("cat")
     first, again, second = (ceiling.draw(cat, "a {} at night", number) for number in (0, 0, 1))
