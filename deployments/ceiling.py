@@ -120,7 +120,7 @@ def draw(concept: Concept, prompt: str, number: int) -> Image.Image:
     side = round(float(rng.uniform(*scales)) * SIZE)
     shown = _true(concept, prompt, rng).convert("RGBa").resize((side, side), Image.Resampling.BOX)
     put(canvas, shown if rng.random() < 0.5 else shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT), x, y)
-    return Image.fromarray((canvas * 255 + 0.5).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((canvas * 255 + 0.5).astype(np.uint8))
 
 
 def _setting(prompt: str, rng: np.random.Generator) -> str:
@@ -161,7 +161,7 @@ def drawings() -> list[Drawing]:
 
 @cache
 def makers() -> ModuleType:
-    """`data/concepts/make_concepts.py`, which knows what each concept is drawn from."""
+    """`data/concepts/make_concepts.py`, which knows what each concept is drawn from: a script, so loaded by path."""
     spec = importlib.util.spec_from_file_location("make_concepts", Settings().data / "concepts" / "make_concepts.py")
     assert spec is not None
     assert spec.loader is not None

@@ -172,9 +172,8 @@ def test_bf16_trains_float32_weights(trainer):
     assert {parameter.dtype for parameter in one.trained.values()} == {torch.float32}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf"
-)  # the tracer looks at all of them
+# The tracer looks at all tensors' gradients.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_a_compiled_training_is_the_same_training(trainer, monkeypatch: pytest.MonkeyPatch):
     """Traced, and run as traced: what a compiler makes of it takes minutes, and has other last digits."""
     traced: list[int] = []

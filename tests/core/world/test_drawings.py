@@ -1,4 +1,3 @@
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from customdiff_core.settings import REPOSITORY
 from customdiff_core.world.colours import name_of
 from customdiff_core.world.drawings import Drawing, layers, load_drawings, render
 from customdiff_core.world.scenes import RESERVED
+from deployments import ceiling
 
 HEAD = "category,code,words,weight,split,paint"
 CONCEPTS = REPOSITORY / "data" / "concepts"
@@ -21,13 +21,8 @@ NAMES = ("cat", "dog", "teddybear", "house", "car", "flower", "chair", "tortoise
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
-    """The program that made the committed pictures: a script, so loaded by path."""
-    spec = importlib.util.spec_from_file_location("make_concepts", CONCEPTS / "make_concepts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The program that made the committed pictures."""
+    return ceiling.makers()
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
