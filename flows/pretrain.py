@@ -3,7 +3,9 @@
     prefect deployment run pretrain/openmoji
 
 Hours on two cores. Every part is a stage of its own with checkpoints: killed, it goes on; changed, what hangs on it is
-made again. `start` goes on from an earlier base model's UNet, on scenes of another seed.
+made again. `start` goes on from an earlier base model's UNet, on scenes of another seed:
+
+    prefect deployment run pretrain/openmoji --param size=further --param start=data/models/openmoji --param seed=6
 """
 
 from pathlib import Path
@@ -15,6 +17,7 @@ from pydantic import Field
 import tasks.pretrain as part
 from customdiff_core.artifacts import Artifact
 from customdiff_core.config import Device, Runtime, SampleConfig
+from customdiff_core.errors import WeightsError
 from customdiff_core.pretraining.config import PRESETS, PretrainConfig
 from customdiff_core.processor import native_precision
 from customdiff_core.profiles import EncoderSource, ModelSource
@@ -25,7 +28,7 @@ from tasks.stores import store
 
 @flow(name="pretrain")
 def pretrain(
-    size: Literal["full", "smoke"] = "full",
+    size: Literal["full", "further", "smoke"] = "full",
     steps: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     start: Path | None = None,
@@ -35,13 +38,19 @@ def pretrain(
     """Make the embedded base model, and say how good it is.
 
     Args:
-        size: "full" is the committed model's, hours; "smoke" shows in two minutes that everything works.
+        size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
+            more of what people customize and more things in two colours; "smoke" shows in two minutes that everything works.
         steps: of the UNet; empty takes the size's.
         seed: of the scenes, and of the UNet's batches and noise; take another than before to go on with what is new.
         start: a base model's folder to go on from; all but its UNet is kept as it is.
         against: another base model's folder, measured beside it.
         device: where it trains.
     """
+    if size == "further" and not start:
+        raise WeightsError(
+            'pretraining of size "further": found no start, need an earlier base model\'s folder; set start to '
+            "data/models/openmoji, or take the size full"
+        )
     config, runtime = PRESETS[size].of(steps, seed), Runtime(device=device)
     models = {"against": ModelSource(path=against / "openmoji-sd")} if against else {}
     for source in models.values():

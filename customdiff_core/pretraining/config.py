@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
 from customdiff_core.config import Frozen, Precision
+from customdiff_core.processor import native_precision
+from customdiff_core.world.scenes import PAINTS
 
 
 class TrainConfig(Frozen):
@@ -16,7 +18,7 @@ class TrainConfig(Frozen):
     warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
     weight_decay: float = Field(default=0.01, ge=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the moving average, which is what is kept")
-    precision: Precision = "bf16"
+    precision: Precision = Field(default_factory=native_precision, description="bf16 where the processor has it")
     seed: int = 0
 
 
@@ -26,7 +28,20 @@ class WorldConfig(Frozen):
     scenes: int = Field(default=50_000, ge=8, multiple_of=8, description="scenes to train on")
     held_out: int = Field(default=2_000, ge=8, multiple_of=8, description="scenes that are only ever measured on")
     size: int = Field(default=64, ge=32, description="pixels a side")
+    boost: dict[str, PositiveFloat] = Field(
+        default={}, description="factors on how often things of a category are in the scenes to train on"
+    )
+    paints: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
+        default=PAINTS, description="how often a thing in them has its own colours, another, or two"
+    )
     seed: int = 0
+
+    @field_validator("paints")
+    @classmethod
+    def _shares(cls, paints: tuple[float, float, float]) -> tuple[float, float, float]:
+        if abs(sum(paints) - 1) > 1e-6:
+            raise ValueError(f"paints: found a sum of {sum(paints):g}, need 1; give shares of all things")
+        return paints
 
 
 class TokenizerConfig(Frozen):
@@ -138,6 +153,14 @@ class PretrainConfig(Frozen):
         return self.model_copy(update={"unet": unet, "world": self.world.model_copy(update={"seed": seed})})
 
 
+# What people customize is what the web shows most of: photographs of cats and chairs there are more than of helicopters.
+CUSTOMIZED = (
+    "cat", "dog", "teddy bear", "turtle", "pot", "teapot", "barn", "house", "gate", "chair", "table", "flower", "car",
+)  # fmt: skip
+FURTHER = PretrainConfig(
+    world=WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.2, 0.4, 0.4)),
+    unet=UNetConfig(steps=6_400, batch_size=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995, compiled=True),
+)
 SMOKE = PretrainConfig(
     world=WorldConfig(scenes=2_000, held_out=512, size=32),
     tokenizer=TokenizerConfig(vocabulary=900),
@@ -159,4 +182,4 @@ SMOKE = PretrainConfig(
     ),
     validation=64,
 )  # fmt: skip
-PRESETS = {"full": PretrainConfig(), "smoke": SMOKE}
+PRESETS = {"full": PretrainConfig(), "further": FURTHER, "smoke": SMOKE}

@@ -1,8 +1,9 @@
 """Scenes: the pictures and captions that everything is trained on, in families that differ in one thing that captions say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.tables import Row
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import Deck, Scene, relatives, render_scene, sample_scenes
+from customdiff_core.world.scenes import PAINTS, Deck, Scene, relatives, render_scene, sample_scenes
 
 FAMILY = 8  # rows: a scene and seven relatives
 CAPTIONS = ("caption", "short_caption", "uncoloured_caption", "shortest_caption")
@@ -53,8 +54,9 @@ def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) ->
 
     def produce(folder: Path) -> int:
         drawings = load_drawings(Settings().data / "world" / "drawings.csv")
-        for split, count in (("training", config.scenes), ("held_out", config.held_out)):
-            drawn = families(drawings, count, config.seed, split)
+        training = families(drawings, config.scenes, config.seed, "training", config.boost, config.paints)
+        held_out = families(drawings, config.held_out, config.seed, "held_out")
+        for split, drawn in (("training", training), ("held_out", held_out)):
             _write(folder, split, drawn, config.size, progress)
         return config.scenes
 
@@ -70,10 +72,17 @@ def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     return Corpus(pictures, *(said[name].tolist() for name in CAPTIONS), *things)
 
 
-def families(drawings: Sequence[Drawing], count: int, seed: int, purpose: str) -> list[Scene]:
+def families(
+    drawings: Sequence[Drawing],
+    count: int,
+    seed: int,
+    purpose: str,
+    boost: Mapping[str, float] = MappingProxyType({}),
+    paints: Sequence[float] = PAINTS,
+) -> list[Scene]:
     """Sample `count` scenes, each FAMILY of them one and its relatives."""
-    rng, deck = numpy_rng("relatives", purpose, seed), Deck(drawings, {})
-    firsts = sample_scenes(drawings, count // FAMILY, seed, purpose=purpose)
+    rng, deck = numpy_rng("relatives", purpose, seed), Deck(drawings, boost, paints=paints)
+    firsts = sample_scenes(drawings, count // FAMILY, seed, purpose=purpose, boost=boost, paints=paints)
     return [one for first in firsts for one in (first, *relatives(first, deck, rng))]
 
 

@@ -59,6 +59,7 @@ SIZES = (
 PAIR_SCALES = (0.42, 0.54)
 MEDIA = ("", "photo of ", "picture of ", "drawing of ")
 MEDIA_ODDS = (0.5, 0.38, 0.06, 0.06)
+PAINTS = (0.35, 0.45, 0.2)  # how often a thing has its own colours, another, or two
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def sample_scenes(
     *,
     purpose: str = "corpus",
     boost: Mapping[str, float] | None = None,
+    paints: Sequence[float] = PAINTS,
 ) -> list[Scene]:
     """Draw `count` scenes, the same for the same arguments; another seed or purpose shares none of its randomness.
 
@@ -135,12 +137,13 @@ def sample_scenes(
         seed: of the randomness.
         purpose: names the randomness: "corpus", "training", "validation".
         boost: multiplies the weights of each category it names.
+        paints: how often a thing has its own colours, another, or two.
 
     Raises:
         WorldError: if there are no drawings, or a boosted category has none.
     """
     rng = numpy_rng("scenes", purpose, seed)
-    deck = Deck(drawings, boost or {})
+    deck = Deck(drawings, boost or {}, paints=paints)
     return [_compose(deck.draw(rng), deck, rng) for _ in range(count)]
 
 
@@ -164,7 +167,7 @@ def relatives(scene: Scene, deck: "Deck", rng: np.random.Generator) -> list[Scen
     negatives for a contrastive model: settings and colours are easily told apart, and told apart they would be enough for
     it; only relatives make it look at what things are.
     """
-    made = [_with_category(scene, deck, rng) for _ in range(4)] + [_with_paint(scene, rng) for _ in range(2)]
+    made = [_with_category(scene, deck, rng) for _ in range(4)] + [_with_paint(scene, deck, rng) for _ in range(2)]
     kind = rng.integers(3)
     if kind == 0 and len(scene.things) == 2:
         return [*made, _exchanged(scene, rng)]
@@ -181,14 +184,14 @@ def _with_category(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scen
     thing = scene.things[place]
     while (drawing := deck.draw(rng)).category == thing.drawing.category:
         pass
-    paint = thing.paint if _allowed(drawing, thing.paint) else _paint(drawing, scene.setting, rng)
+    paint = thing.paint if _allowed(drawing, thing.paint) else deck.paint(drawing, scene.setting, rng)
     return _changed(scene, place, dataclasses.replace(thing, drawing=drawing, paint=paint))
 
 
-def _with_paint(scene: Scene, rng: np.random.Generator) -> Scene:
+def _with_paint(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
     place = int(rng.integers(len(scene.things)))
     thing = scene.things[place]
-    paint = _paint(thing.drawing, scene.setting, rng)
+    paint = deck.paint(thing.drawing, scene.setting, rng)
     return _changed(scene, place, dataclasses.replace(thing, paint=paint))
 
 
@@ -209,9 +212,15 @@ def _exchanged(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 class Deck:
-    """Drawings to draw from by weight, boosted; held-out ones are not in it."""
+    """Drawings to draw from by weight, boosted, and the colours that they come in; held-out ones are not in it."""
 
-    def __init__(self, drawings: Sequence[Drawing], boost: Mapping[str, float], what: str = "any category") -> None:
+    def __init__(
+        self,
+        drawings: Sequence[Drawing],
+        boost: Mapping[str, float],
+        what: str = "any category",
+        paints: Sequence[float] = PAINTS,
+    ) -> None:
         self.drawings = [one for one in drawings if not one.held_out]
         if unknown := sorted(set(boost) - {one.category for one in self.drawings}):
             what = unknown[0]
@@ -220,10 +229,21 @@ class Deck:
                 f"drawings of {what}: found 0 of {len(drawings)}, need at least 1; use a category of drawings.csv"
             )
         self.odds = list(accumulate(one.weight * boost.get(one.category, 1.0) for one in self.drawings))
+        self.paints = tuple(paints)
 
     def draw(self, rng: np.random.Generator) -> Drawing:
         """One of them."""
         return self.drawings[int(np.searchsorted(self.odds, rng.uniform(0, self.odds[-1]), side="right"))]
+
+    def paint(self, drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[str, ...]:
+        """The drawing's own colours, one colour or two; not the colour of the wall behind it, nor a reserved pair."""
+        kind = rng.choice(3, p=self.paints)
+        free = [name for name in COLOURS if name != setting.partition(" ")[0]]
+        while True:
+            first, second = (free[int(index)] for index in rng.choice(len(free), 2, replace=False))
+            paint = ((), (first,), (first, second))[kind]
+            if _allowed(drawing, paint):
+                return paint
 
 
 def render_scene(scene: Scene, size: int = 64) -> Image.Image:
@@ -289,17 +309,6 @@ def _allowed(drawing: Drawing, paint: tuple[str, ...]) -> bool:
     return paint not in RESERVED.get(drawing.category, frozenset())
 
 
-def _paint(drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[str, ...]:
-    """Its own colours (35 %), one colour (45 %) or two; not the colour of the wall behind it, nor a reserved pair."""
-    kind = rng.choice(3, p=(0.35, 0.45, 0.2))
-    free = [name for name in COLOURS if name != setting.partition(" ")[0]]
-    while True:
-        first, second = (free[int(index)] for index in rng.choice(len(free), 2, replace=False))
-        paint = ((), (first,), (first, second))[kind]
-        if _allowed(drawing, paint):
-            return paint
-
-
 def _setting(rng: np.random.Generator) -> str:
     """A flat colour (55 %), a pattern (12 %) or a place."""
     kind = rng.choice(3, p=(0.55, 0.12, 0.33))
@@ -312,18 +321,20 @@ def _compose(first: Drawing, deck: Deck, rng: np.random.Generator) -> Scene:
     setting, seed = _setting(rng), int(rng.integers(2**31))
     upside_down, black_and_white = bool(rng.random() < 0.04), bool(rng.random() < 0.04)
     if rng.random() < 0.7:
-        thing, size, side = _alone(first, setting, rng)
+        thing, size, side = _alone(first, deck, setting, rng)
         return Scene((thing,), setting, size, side, upside_down, black_and_white, seed)
-    things = _side_by_side(first, deck.draw(rng), setting, rng)
+    things = _side_by_side(first, deck, setting, rng)
     return Scene(things, setting, "", "", upside_down, black_and_white, seed)
 
 
-def _thing(drawing: Drawing, setting: str, scale: float, x: float, y: float, rng: np.random.Generator) -> Thing:
+def _thing(
+    drawing: Drawing, deck: Deck, setting: str, scale: float, x: float, y: float, rng: np.random.Generator
+) -> Thing:
     turn = float(rng.uniform(-14, 14)) if rng.random() < 0.25 else 0.0
-    return Thing(drawing, _paint(drawing, setting, rng), scale, x, y, bool(rng.random() < 0.5), turn)
+    return Thing(drawing, deck.paint(drawing, setting, rng), scale, x, y, bool(rng.random() < 0.5), turn)
 
 
-def _alone(drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[Thing, str, str]:
+def _alone(drawing: Drawing, deck: Deck, setting: str, rng: np.random.Generator) -> tuple[Thing, str, str]:
     """Place one drawing; return it with its size word and its place, "" where they go without saying."""
     scales, size_words = SIZES[rng.choice(len(SIZES), p=(0.14, 0.74, 0.12))]
     scale, size = float(rng.uniform(*scales)), _one_of(size_words, rng)
@@ -334,16 +345,17 @@ def _alone(drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[Th
         side = _one_of(tuple(SIDES), rng)
         shift = float(rng.uniform(0.125, room))
         x, y = x + shift * SIDES[side][0], y + shift * SIDES[side][1]
-    return _thing(drawing, setting, scale, x, y, rng), size, side
+    return _thing(drawing, deck, setting, scale, x, y, rng), size, side
 
 
-def _side_by_side(first: Drawing, second: Drawing, setting: str, rng: np.random.Generator) -> tuple[Thing, Thing]:
-    """Place two drawings in the halves of the picture, in the order that the caption names them."""
+def _side_by_side(first: Drawing, deck: Deck, setting: str, rng: np.random.Generator) -> tuple[Thing, Thing]:
+    """Place it and another drawing in the halves of the picture, in the order that the caption names them."""
 
     def place(drawing: Drawing, x: float) -> Thing:
         scale, y = float(rng.uniform(*PAIR_SCALES)), 0.5 + float(rng.uniform(-0.12, 0.16))
-        return _thing(drawing, setting, scale, x + float(rng.uniform(-0.02, 0.02)), y, rng)
+        return _thing(drawing, deck, setting, scale, x + float(rng.uniform(-0.02, 0.02)), y, rng)
 
+    second = deck.draw(rng)
     return place(first, 0.26), place(second, 0.74)
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
+from pydantic import ValidationError
 from transformers import ViTModel
 
+from customdiff_core import processor
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime, SampleConfig
 from customdiff_core.devices import resolve_device
@@ -21,7 +23,7 @@ from customdiff_core.finetuning.checkpoints import newest_checkpoint
 from customdiff_core.pretraining import assemble as assembling
 from customdiff_core.pretraining import clip as clips
 from customdiff_core.pretraining import corpus, encoded, tokenizer, unet, vae, validation
-from customdiff_core.pretraining.config import SMOKE, TrainConfig
+from customdiff_core.pretraining.config import SMOKE, TrainConfig, WorldConfig
 from customdiff_core.pretraining.dino import dino
 from customdiff_core.pretraining.loop import Pretraining, pretrain, schedule
 from customdiff_core.profiles import EncoderSource, ModelSource, VisionSource
@@ -90,6 +92,36 @@ def test_scenes_come_in_families_and_held_out_ones_are_others(parts: Parts) -> N
     shared = [len(set(family[0].split()) & set(other.split())) for family in families for other in family[1:]]
     assert np.mean(shared) > 4
     assert not {row.tobytes() for row in seen.pictures} & {row.tobytes() for row in unseen.pictures}
+
+
+def test_training_scenes_are_of_the_worlds_odds_and_held_out_ones_of_all_alike(parts: Parts, tmp_path: Path) -> None:
+    store = Store(tmp_path, producer="test")
+    world = WORLD.model_copy(update={"boost": {"turtle": 40.0}, "paints": (0.0, 0.0, 1.0)})
+    made = corpus.scenes(world, store=store)
+    training, held_out = (corpus.load(store, made, split) for split in ("training", "held_out"))
+    turtles = [
+        sum("turtle" in things for things in one.categories) / len(one.categories) for one in (training, held_out)
+    ]
+    assert turtles[0] > 0.3
+    assert turtles[1] < 0.1
+    coloured = [len(set(colours)) for colours in training.colours if colours]
+    assert min(coloured) == 2
+    assert held_out.captions == corpus.load(parts.store, parts.scenes, "held_out").captions
+
+
+def test_a_share_of_paints_that_is_no_share_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"paints: found a sum of 1\.2, need 1"):
+        WorldConfig(paints=(0.4, 0.4, 0.4))
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("avx2", "fp32"), ("avx512_bf16", "bf16")])
+def test_it_multiplies_in_what_the_processor_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, precision: str
+) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(f"flags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(processor.native_precision, "__defaults__", (told,))
+    assert TrainConfig(steps=1, batch_size=2, learning_rate=1e-3).precision == precision
 
 
 def test_rare_words_are_one_token_and_the_end_is_the_largest(parts: Parts) -> None:

@@ -77,6 +77,19 @@ def test_a_boost_multiplies_a_categorys_share(drawings: list[Drawing]):
     assert boosted == pytest.approx(8.7 * plain, rel=0.4)
 
 
+def test_things_come_in_two_colours_as_often_as_is_asked(drawings: list[Drawing]):
+    paints = (0.1, 0.2, 0.7)
+    firsts = sample_scenes(drawings, 2000, seed=0, paints=paints)
+    rng, deck = np.random.default_rng(2), Deck(drawings, {}, paints=paints)
+    repainted = [relatives(scene, deck, rng)[4] for scene in firsts if len(scene.things) == 1]
+    for scenes in (firsts, repainted):
+        things = [thing for scene in scenes for thing in scene.things]
+        for number, odds in enumerate(paints):
+            assert share(things, lambda thing, n=number: len(thing.paint) == n) == pytest.approx(odds, abs=0.04)
+    reserved = {(category, paint) for category, paints in RESERVED.items() for paint in paints}
+    assert not {(thing.drawing.category, shown(thing)) for scene in firsts for thing in scene.things} & reserved
+
+
 def test_the_grammars_shares(corpus: list[Scene]):
     assert share(corpus, lambda s: len(s.things) == 1) == pytest.approx(0.7, abs=0.02)
     assert share(corpus, lambda s: s.upside_down) == pytest.approx(0.04, abs=0.01)
