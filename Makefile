@@ -10,7 +10,7 @@ export GOMP_SPINCOUNT := 10000
 export PREFECT_HOME ?= $(CURDIR)/.prefect
 
 .DEFAULT_GOAL := help
-.PHONY: help cat test check bench up down doctor lock
+.PHONY: help cat test check bench figures up down doctor lock
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
@@ -33,6 +33,17 @@ bench: .venv/.installed ## measure what the caches save, side by side
 	@$(PYTHON) -m deployments.bench
 	@$(PYTHON) -m deployments.bench_merge
 	@$(PYTHON) -m deployments.bench_step
+
+figures: up ## make every table and picture of README, docs and model card anew: hours
+	@$(PYTHON) -m deployments.model_card --page data/models/openmoji/README.md
+	@$(PYTHON) -m deployments.showcase --page README.md
+	@$(PYTHON) -m deployments.ceiling
+	@$(PYTHON) -m deployments.showcase_methods --page docs/methods.md
+	@$(PYTHON) -m deployments.showcase_together --page docs/methods.md
+	@$(PYTHON) -m deployments.local run search/custom-diffusion
+	@.venv/bin/customdiff table custom-diffusion --page README.md
+	@$(PYTHON) -m deployments.local run benchmark/nightly
+	@.venv/bin/customdiff table openmoji-nightly --page README.md
 
 up: .venv/.installed ## start server, worker and file server, and deploy; safe to repeat
 	@$(PYTHON) -m deployments.local up

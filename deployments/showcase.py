@@ -1,13 +1,16 @@
 """Write what the README shows of concepts: a grid of pictures each and tables of figures.
 
-python -m deployments.showcase cat dog          # writes docs/<concept>.webp; trains and evaluates what the store lacks
+python -m deployments.showcase cat dog             # writes docs/<concept>.webp; trains and evaluates what the store lacks
+python -m deployments.showcase --page README.md    # all that are there, and renews their two tables
 
 The first concept's figures are printed in full, then a line for each of them, with what its true drawings would have.
 """
 
-import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
+import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
@@ -16,18 +19,24 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
 from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
+from customdiff_core.marks import renew
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 from deployments import ceiling
 
+CONCEPTS = ("cat", "dog", "chair", "car", "tortoise")
 PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 15
 COLUMNS = 2
 SHARES = {"recognised": "taken for this one by the judge", "recognised_by_colour": "by its colours"}
 CHANGES = {"image_alignment_held_out": "image alignment, held out", "text_alignment": "text alignment"}
 
 
-def main(names: list[str]) -> None:
-    """Write every concept's grid, and print the tables for the README."""
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Concepts; by default the README's.")] = None,
+    page: Annotated[Path | None, typer.Option(help="A page whose tables of them are renewed.")] = None,
+) -> None:
+    """Write every concept's grid, and print the tables."""
+    names = names or list(CONCEPTS)
     profile, store, console = profiles.get("openmoji"), Store(), Console(width=220, highlight=False)
     measured: dict[str, Artifact] = {}
     for name in names:
@@ -39,8 +48,12 @@ def main(names: list[str]) -> None:
         path = REPOSITORY / "docs" / f"{name}.webp"
         grid(side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, quality=90, method=6)
         console.print(path.relative_to(REPOSITORY))
-    for line in [*table(measured[names[0]], store), "", *summary(measured, store)]:
+    first, every = list(table(measured[names[0]], store)), list(summary(measured, store))
+    for line in [*first, "", *every]:
         console.print(line, markup=False)
+    if page:
+        renew(page, "concept", first)
+        renew(page, "concepts", every)
 
 
 def grid(rows: list[PromptRow]) -> Image.Image:
@@ -97,4 +110,4 @@ def summary(measured: dict[str, Artifact], store: Store) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["cat"])
+    typer.run(main)

@@ -1,6 +1,7 @@
 """Every method on one concept: a grid of pictures and a table of figures, for the README.
 
 python -m deployments.showcase_methods --concept cat              # writes docs/methods.webp; trains what the store lacks
+python -m deployments.showcase_methods --page docs/methods.md     # and renews the table there
 python -m deployments.showcase_methods --steps 4 --seeds 1        # a quick look at whether it runs
 
 Beside the figures, each row says how many numbers were trained, how large the file is, and whether everything else of the
@@ -23,17 +24,19 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
 from customdiff_core.compression import compress
 from customdiff_core.concepts import Concept
-from customdiff_core.config import CompressConfig, EvaluateConfig
+from customdiff_core.config import CompressConfig
 from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import compare, interval, number, side_by_side
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import load_components
+from customdiff_core.marks import renew
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 
 METRICS = ("image_alignment_held_out", "text_alignment", "kid")
+HEADS = ("trained numbers", "file", "all else of the network", *(figures.METRICS[name] for name in METRICS))
 SIDE, PROMPTS, SEEDS, LINE = 64, 4, 2, 16
-COMPRESSED = "custom-diffusion, a fifth"
+COMPRESSED = "custom-diffusion, compressed to a fifth"
 
 
 def main(
@@ -42,6 +45,7 @@ def main(
     seeds: Annotated[int | None, typer.Option(help="Images a prompt.")] = None,
     kid_images: Annotated[int | None, typer.Option(help="Held-out captions for KID.")] = None,
     out: Annotated[Path, typer.Option(help="Where the grid goes.")] = REPOSITORY / "docs" / "methods.webp",
+    page: Annotated[Path | None, typer.Option(help="A page whose table of methods is renewed.")] = None,
 ) -> None:
     """Train, evaluate and print."""
     profile, store = profiles.get("openmoji"), Store()
@@ -66,19 +70,19 @@ def main(
         }
     grid(metrics, store).save(out, quality=90, method=6)
     console = Console(width=220, highlight=False)
-    for line in table(made, metrics, pipeline, config):
+    lines = list(table(made, metrics, pipeline))
+    for line in lines:
         console.print(line, markup=False)
+    if page:
+        renew(page, "methods", lines)
 
 
-def table(
-    made: dict[str, tuple[Concept, Artifact]], metrics: dict[str, Artifact], pipeline: Pipeline, config: EvaluateConfig
-) -> Iterator[str]:
+def table(made: dict[str, tuple[Concept, Artifact]], metrics: dict[str, Artifact], pipeline: Pipeline) -> Iterator[str]:
     """The figures as a Markdown table."""
     store = pipeline.store
     base = state_of(pipeline, None)
-    heads = ["trained numbers", "file", "all else", *(figures.METRICS[name] for name in METRICS)]
-    yield f"| method ({len(config.seeds)} seeds) | {' | '.join(heads)} |"
-    yield "|---" * (len(heads) + 1) + "|"
+    yield f"| method | {' | '.join(HEADS)} |"
+    yield "|---" * (len(HEADS) + 1) + "|"
     for name, (_, delta) in made.items():
         loaded = deltas.load(store.path(delta) / deltas.FILE)
         rows = sum(row.numel() for token in loaded.tokens.values() for row in token.values())

@@ -1,12 +1,14 @@
 """Several concepts in one picture: merged beside jointly trained, and three merged; tables and grids for the README.
 
 python -m deployments.showcase_together                           # writes docs/together-2.webp and docs/together-3.webp
+python -m deployments.showcase_together --page docs/methods.md    # and renews the tables there
 python -m deployments.showcase_together --steps 4 --seeds 1       # a quick look at whether it runs
 
 Eight prompts x eight seeds. The question of the pair is whether both are there as often as the base model draws "a cat and a
 dog": its answer is a program's (`evaluation/presence.py`), printed with how often that program is right on known pictures.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,7 @@ from customdiff_core.cli.bars import bars
 from customdiff_core.evaluation.report_together import metric_rows
 from customdiff_core.evaluation.results import interval, number, sources
 from customdiff_core.evaluation.together import BASE, PRESENCE, evaluate_together
+from customdiff_core.marks import renew
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 
@@ -37,6 +40,7 @@ def main(
     ] = None,
     strength: Annotated[float | None, typer.Option(help="Of each concept; by default the profile's.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the grids.")] = REPOSITORY / "docs",
+    page: Annotated[Path | None, typer.Option(help="A page whose tables of pairs and threes are renewed.")] = None,
 ) -> None:
     """Train what is missing, merge, train jointly, evaluate, print."""
     chosen = names or ["cat", "dog", "teddybear"]
@@ -66,12 +70,15 @@ def main(
                 progress=tell("evaluate"),
             )
         grid(made, store).save(out / f"together-{count}.webp", quality=90, method=6)
-        for line in table(made, store):
+        lines = table(made, store)
+        for line in [*lines, *presence(made, store)]:
             console.print(line, markup=False)
+        if page:
+            renew(page, f"together-{count}", lines)
 
 
 def table(together: Artifact, store: Store) -> list[str]:
-    """The figures as a Markdown table, and whether the goal is met."""
+    """The figures as a Markdown table."""
     found = tables.read(store, together, "metrics")
     rows = metric_rows(found)
     heads = list(rows[0][1])
@@ -79,14 +86,19 @@ def table(together: Artifact, store: Store) -> list[str]:
     for title, cells in rows:
         texts = [f"{number(cells[head].value)} ({interval(cells[head])})" for head in heads]
         lines.append(f"| {title} | {' | '.join(texts)} |")
-    present = {row["subject"]: float(row["value"]) for row in tables.records(found[found["metric"] == PRESENCE])}
-    for name in heads:
-        if name != BASE and " - " not in name:
-            ratio = present[name] / max(present[BASE], 1e-9)
-            lines.append(f"{name}: all present in {ratio:.2f} of the base model's rate, goal {GOAL}")
-    for row in tables.records(found[found["subject"] == "judge"]):
-        lines.append(f"judge: {row['metric']}: {row['value']:.2f} of {row['n']}")
     return lines
+
+
+def presence(together: Artifact, store: Store) -> Iterator[str]:
+    """Whether the goal is met, and how often the program that says so is right on known pictures."""
+    found = tables.read(store, together, "metrics")
+    present = {row["subject"]: float(row["value"]) for row in tables.records(found[found["metric"] == PRESENCE])}
+    for name, rate in present.items():
+        if name != BASE and " - " not in name:
+            ratio = rate / max(present[BASE], 1e-9)
+            yield f"{name}: all present in {ratio:.2f} of the base model's rate, goal {GOAL}"
+    for row in tables.records(found[found["subject"] == "judge"]):
+        yield f"judge: {row['metric']}: {row['value']:.2f} of {row['n']}"
 
 
 def grid(together: Artifact, store: Store) -> Image.Image:

@@ -16,10 +16,9 @@ from pydantic import Field
 
 import tasks.pretrain as part
 from customdiff_core.artifacts import Artifact
-from customdiff_core.config import Device, Runtime, SampleConfig
+from customdiff_core.config import Device, Runtime
 from customdiff_core.errors import WeightsError
 from customdiff_core.pretraining.config import PRESETS, PretrainConfig
-from customdiff_core.processor import native_precision
 from customdiff_core.profiles import EncoderSource, ModelSource
 from customdiff_core.weights import model_folder
 from tasks import publish
@@ -65,8 +64,7 @@ def pretrain(
     folder = store().path(model)
     models = {"openmoji": ModelSource(path=folder / "openmoji-sd")} | models
     judge = EncoderSource(model="openmoji-judge", path=folder / "openmoji-judge")
-    sample = SampleConfig(steps=25, guidance_scale=config.guidance_scale, batch_size=32, precision=native_precision())
-    figures = part.validate(models, judge, sample, config.validation, runtime)
+    figures = part.validate(models, judge, config.sample, config.validation, runtime)
     publish.pretrained(model, figures)
     return model
 

@@ -30,27 +30,22 @@ def lay_out(
 
 def table(
     name: Annotated[str, typer.Argument(help="A file of data/protocols or data/searches.")] = "openmoji-nightly",
-    readme: Annotated[
+    page: Annotated[
         Path | None, typer.Option(help="A file in which the table between its two marks is renewed.")
     ] = None,
 ) -> None:
     """Write the newest benchmark's or search's table as Markdown, from its Parquet files."""
     from customdiff_core.benchmark import search
-    from customdiff_core.errors import ConfigError
+    from customdiff_core.marks import renew
 
     with told():
         store = Store()
         kind, text = ("search", _trials(name, store)) if name in search.names() else ("benchmark", _night(name, store))
-        if readme is None:
+        if page is None:
             console.print(text, markup=False, soft_wrap=True)
             return
-        start, end = f"<!-- {kind} -->", f"<!-- /{kind} -->"
-        before, found, rest = readme.read_text(encoding="utf-8").partition(start)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ConfigError(f"{readme}: found no {start} ... {end}, need both marks around the table; add them")
-        readme.write_text(f"{before}{start}\n{text}\n{end}{after}", encoding="utf-8")
-        console.print(f"{readme}: renewed", markup=False)
+        renew(page, kind, [text])
+        console.print(f"{page}: renewed", markup=False)
 
 
 def _night(name: str, store: Store) -> str:

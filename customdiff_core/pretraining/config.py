@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
-from customdiff_core.config import Frozen, Precision
+from customdiff_core.config import Frozen, Precision, SampleConfig
 from customdiff_core.processor import native_precision
 from customdiff_core.world.scenes import PAINTS
 
@@ -146,6 +146,11 @@ class PretrainConfig(Frozen):
         default=384, ge=16, description="scenes of one thing that it is measured on; half as many of two"
     )
     guidance_scale: float = Field(default=5.0, ge=1, description="of the pictures that are measured")
+
+    @property
+    def sample(self) -> SampleConfig:
+        """How the pictures that are measured are drawn."""
+        return SampleConfig(steps=25, guidance_scale=self.guidance_scale, batch_size=32, precision=native_precision())
 
     def of(self, steps: int | None, seed: int) -> "PretrainConfig":
         """The same with another number of the UNet's steps, and another seed of scenes and UNet."""

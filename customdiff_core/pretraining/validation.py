@@ -88,7 +88,7 @@ def validate(
             captions = [scene.caption for scene in singles + couples]
             drawn = draw_images(parts, vae, captions, (0,), sample, progress)
             rows += jury.rows(name, singles, couples, drawn)
-            rows.append(Row(name, "KID x 10^3", jury.kid(drawn, true), len(true)))
+            rows.append(Row(name, "KID × 10³", jury.kid(drawn, true), len(true)))
             shown = [*range(len(singles))[: GRID - GRID // 4], *range(len(singles), len(true))[: GRID // 4]]
             grid([drawn[row] for row in shown], [captions[row] for row in shown]).save(folder / f"{name}.png")
         return tables.write(folder / "figures.parquet", [vars(row) for row in rows])

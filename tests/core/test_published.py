@@ -153,13 +153,13 @@ def test_the_readmes_table_is_renewed_between_its_marks(tmp_path: Path, monkeypa
     monkeypatch.setattr("customdiff_core.benchmark.report.markdown", lambda table, store: f"| {table} |")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmark -->\nold\n<!-- /benchmark -->\nafter\n")
-    done = CliRunner().invoke(app, ["table", "mine", "--readme", str(readme)])
+    done = CliRunner().invoke(app, ["table", "mine", "--page", str(readme)])
     assert done.exit_code == 0, done.output
     assert readme.read_text() == (
         "before\n<!-- benchmark -->\nNight of 2026-03-01, protocol `mine`:\n\n| benchmark mine |\n<!-- /benchmark -->\nafter\n"
     )
     readme.write_text("no marks")
-    assert CliRunner().invoke(app, ["table", "mine", "--readme", str(readme)]).exit_code == 1
+    assert CliRunner().invoke(app, ["table", "mine", "--page", str(readme)]).exit_code == 1
     assert readme.read_text() == "no marks"
 
 

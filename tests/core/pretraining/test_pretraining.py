@@ -377,7 +377,7 @@ def test_validation_measures_any_models_by_one_program(parts: Parts, model: Arti
     )
     table = pd.read_parquet(parts.store.path(made) / "figures.parquet")
     wide = table.pivot_table(index="figure", columns="model", values="value")
-    assert set(wide.index) == {"thing named", "colour named", "both of two things", "VAE PSNR, dB", "KID x 10^3"}
+    assert set(wide.index) == {"thing named", "colour named", "both of two things", "VAE PSNR, dB", "KID × 10³"}
     assert wide["one"].equals(wide["two"].rename("one"))
     assert wide.loc["thing named", "true scenes"] <= 1
     assert (parts.store.path(made) / "one.png").is_file()
