@@ -91,7 +91,7 @@ def read(path: Path) -> list[Published | PublishedPair]:
 
 
 def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_token: str) -> Path:
-    """Write a published concept as a folder with concept.yaml, images and prompts; return it.
+    """Write a published concept as a folder with concept.yaml, images and prompts, or find it written; return it.
 
     Args:
         concept: from `read`.
@@ -100,11 +100,9 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
         initializer_token: the rare token that V* starts from.
 
     Raises:
-        ConceptError: if such a folder is there already, or there is no picture.
+        ConceptError: if a folder of other content is there, or there is no picture.
     """
     target = folder / concept.name
-    if target.exists():
-        raise ConceptError(f"concept {concept.name}: found {target} already, need a new folder; rename or remove it")
     pictures = [one for one in sorted(concept.pictures.iterdir()) if one.suffix.lower() in images.SUFFIXES]
     if not pictures:
         allowed = ", ".join(sorted(images.SUFFIXES))
@@ -131,8 +129,18 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
             "prompts": "prompts.txt",
         }
         (made / "concept.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
-        made.rename(target)  # whole, or not there
+        if not target.exists():
+            made.rename(target)  # whole, or not there
+        elif _content(target) != _content(made):
+            raise ConceptError(
+                f"concept {concept.name}: found {target} with other content, need it as published or none; rename or remove it"
+            )
     return target
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder."""
+    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
 
 
 def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer_tokens: Sequence[str]) -> list[Path]:
@@ -146,7 +154,8 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
             concepts of a pair get different ones, as far as there are enough.
 
     Returns:
-        The folders and files that were written; a concept that several entries name is written once.
+        The folders and files of it; a concept that several entries name is written once, and what a run that was broken off
+        has written is kept.
 
     Raises:
         ConceptError: as `read` and `lay_out`; if the protocol is there already.

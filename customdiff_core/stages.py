@@ -400,13 +400,13 @@ def cell(
 
 
 def benchmark(
-    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Artifact | None, profile: Profile
+    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Sequence[Artifact], profile: Profile
 ) -> Recipe:
     """The night's cells, those that failed with their reasons, and the nights before."""
     cells = {f"cell/{number}": one.made.sha256 if one.made else "" for number, one in enumerate(outcomes, 1)}
     return Recipe(
         kind="benchmark",
-        inputs=cells | {"before": before.sha256 if before else ""},
+        inputs=cells | {f"before/{number}": one.sha256 for number, one in enumerate(before, 1)},
         config={
             "night": night.isoformat(),
             "protocol": settings(protocol),

@@ -17,7 +17,7 @@ from customdiff_core.artifacts import Store
 from customdiff_core.errors import CustomDiffusionError, ServiceError, StoreError
 from customdiff_core.settings import REPOSITORY
 
-WATCH_SECONDS = 3600
+WATCH_SECONDS = 12 * 3600  # a night of the benchmark takes an hour and more
 INTERRUPTED = 130
 
 console = Console()

@@ -36,7 +36,7 @@ def measure(cell: Cell, protocol: Protocol, index: Artifact | None, profile: Pro
 
 @task(name="tabulate", **stage(stages.benchmark))
 def tabulate(
-    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Artifact | None, profile: Profile
+    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: tuple[Artifact, ...], profile: Profile
 ) -> Artifact:
     """Write the night's table, with all nights before."""
     from customdiff_core.benchmark.tabulate import tabulate as run
@@ -87,11 +87,11 @@ def scheduled_night() -> date:
     return min(moments, default=datetime.now(UTC)).astimezone(UTC).date()
 
 
-def before(protocol: Protocol, night: date) -> Artifact | None:
-    """The benchmark of the night before."""
-    from customdiff_core.benchmark.history import previous
+def before(protocol: Protocol, night: date) -> tuple[Artifact, ...]:
+    """The benchmarks of the nights before."""
+    from customdiff_core.benchmark.history import earlier
 
-    return previous(protocol, night, store())
+    return earlier(protocol, night, store())
 
 
 def tidy(benchmark: Artifact, protocol: Protocol) -> None:

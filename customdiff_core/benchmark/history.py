@@ -1,5 +1,6 @@
-"""The nights so far: one row a cell a night, carried from each night's benchmark into the next."""
+"""The nights so far: one row a cell a night, gathered from each night's benchmark into the next."""
 
+from collections.abc import Sequence
 from datetime import date
 from math import nan
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from customdiff_core import tables
-from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
@@ -31,23 +32,34 @@ COSTS = ("seconds", "memory", "bytes", "trained_share")  # of a customized model
 LOWER_IS_BETTER = frozenset({"kid"})
 
 
-def previous(protocol: Protocol, night: date, store: Store) -> Artifact | None:
-    """The benchmark of the newest night before this one; of a night that was run again, the last.
+def earlier(protocol: Protocol, night: date, store: Store) -> tuple[Artifact, ...]:
+    """The benchmarks of the nights before this one, oldest first; of a night that was run again, the last.
 
     Nights of which something was stated beside the protocol are none of its history, nor the protocol's of theirs.
     """
     labels = {"protocol": protocol.name, "stated": protocol.stated}
-    found = [one for one in store.manifests(KIND) if labels.items() <= one.recipe.labels.items()]
-    earlier = [one for one in found if one.recipe.labels["night"] < night.isoformat()]
-    return store.first_whole(sorted(earlier, key=lambda one: (one.recipe.labels["night"], one.created), reverse=True))
+    nights: dict[str, list[Manifest]] = {}
+    for one in store.manifests(KIND):
+        if labels.items() <= one.recipe.labels.items() and one.recipe.labels["night"] < night.isoformat():
+            nights.setdefault(one.recipe.labels["night"], []).append(one)
+    newest_first = (sorted(nights[name], key=lambda one: one.created, reverse=True) for name in sorted(nights))
+    whole = (store.first_whole(found) for found in newest_first)
+    return tuple(one for one in whole if one)
 
 
 def frame(
-    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Artifact | None, store: Store
+    outcomes: tuple[Outcome, ...], protocol: Protocol, night: date, before: Sequence[Artifact], store: Store
 ) -> pd.DataFrame:
-    """Every cell of every night: what it is, whether it was measured, its figures and costs, and those published."""
+    """Every cell of every night: what it is, whether it was measured, its figures and costs, and those published.
+
+    A night's rows are those of its own benchmark, whenever that was made; where it is lost, those that a later one has of it.
+    """
     tonight = pd.DataFrame([_row(one, protocol, night, store) for one in outcomes])
-    return pd.concat([tables.read(store, before, KIND), tonight], ignore_index=True) if before else tonight
+    nights: dict[str, pd.DataFrame] = {}
+    for one in before:
+        *carried, (own, cells) = tables.read(store, one, KIND).groupby("night", sort=True)
+        nights = {str(name): rows for name, rows in carried} | nights | {str(own): cells}
+    return pd.concat([*(nights[name] for name in sorted(nights)), tonight], ignore_index=True)
 
 
 def settings_key(recipe: Recipe) -> str:

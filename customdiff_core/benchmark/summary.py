@@ -58,6 +58,9 @@ class Evidence:
     beside: rows.Source = "paper"
     _grids: dict[str, dict[str, Scores]] = field(default_factory=dict[str, dict[str, Scores]])
     _trainings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    _pairs: dict[tuple[str, str], list[dict[str, Any]]] = field(
+        default_factory=dict[tuple[str, str], list[dict[str, Any]]]
+    )
 
     def __post_init__(self) -> None:
         whole = (self.cells["share"] == 1) & (self.cells["status"] == "measured")
@@ -73,7 +76,10 @@ class Evidence:
 
         The interval is one of `tests` that are all right with the confidence.
         """
-        return self._figure(metric, _paired(self.trainings(row), self.trainings(against)), [1.0, -1.0], tests)
+        pair = row, against  # which every metric has in common
+        if pair not in self._pairs:
+            self._pairs[pair] = _paired(self.trainings(row), self.trainings(against))
+        return self._figure(metric, self._pairs[pair], [1.0, -1.0], tests)
 
     def change(self, metric: str, row: str, since: str) -> Figure | None:
         """A row's mean of this night less that of an earlier one; None where they did not measure the same thing, or only once.

@@ -1,5 +1,6 @@
 """Tabulate: a night's cells, measured or failed, into its table, with every night before."""
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def tabulate(
     outcomes: tuple[Outcome, ...],
     protocol: Protocol,
     night: date,
-    before: Artifact | None,
+    before: Sequence[Artifact],
     profile: Profile,
     *,
     store: Store,
@@ -33,7 +34,7 @@ def tabulate(
         outcomes: of every cell of the night.
         protocol: how they were measured.
         night: UTC.
-        before: the benchmark of the night before, from `previous`.
+        before: the benchmarks of the nights before, from `earlier`.
         profile: the base model.
         store: where the cells are, and the result goes.
 

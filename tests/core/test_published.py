@@ -57,8 +57,11 @@ def test_a_published_list_becomes_concepts_of_this_project(folder: Path) -> None
     assert made.with_concept(made.instance_prompt) == "photo of a <cat1> cat"
     assert len(made.images) == 3
     assert made.prompts == cat.prompts
-    with pytest.raises(ConceptError, match=r"found .* already, need a new folder"):
+    assert published.lay_out(cat, target, "<cat1>", "ktn") == made.folder
+    (made.folder / "prompts.txt").write_text("{} of mine\n")
+    with pytest.raises(ConceptError, match="with other content, need it as published or none; rename or remove it"):
         published.lay_out(cat, target, "<cat1>", "ktn")
+    assert concepts.load_folder(made.folder).prompts == ("{} of mine",)
 
 
 def test_a_concepts_list_needs_no_prompts(folder: Path) -> None:
@@ -138,6 +141,10 @@ def test_a_whole_benchmark_is_laid_out_with_its_protocol(folder: Path, tmp_path:
     assert words == ["ktn", "pll"]  # DreamBooth's own words for the two
     prompts = concepts.prompts_together(2, data=data, file=found.together[0].prompts)
     assert prompts == ("{0} sleeping on {1}", "photo of {1} beside {0}")
+    (data / "protocols" / "mine.yaml").unlink()  # as if the first run had been broken off before it
+    whole = CliRunner().invoke(app, command)
+    assert whole.exit_code == 0, whole.output
+    assert protocol.load("mine", data) == found
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1
     assert "need a new one" in " ".join(again.output.split())

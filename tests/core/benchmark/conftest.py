@@ -14,7 +14,7 @@ from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.cells import Cell, plan
-from customdiff_core.benchmark.history import COSTS, previous
+from customdiff_core.benchmark.history import COSTS, earlier
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol, Together
 from customdiff_core.benchmark.tabulate import tabulate
@@ -75,7 +75,7 @@ def tabulated(
             outcomes.append(Outcome(cell=cell, error=f"TrainingError: {EVIL}"))
         else:
             outcomes.append(Outcome(cell=cell, made=_cell(store, cell, levels or {}, 0.01, judge, terms, shift)))
-    before = previous(protocol, when, store)
+    before = earlier(protocol, when, store)
     return tabulate(tuple(outcomes), protocol, when, before, profile, store=store)
 
 

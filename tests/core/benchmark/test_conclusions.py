@@ -9,7 +9,7 @@ import pytest
 from customdiff_core.artifacts import Store
 from customdiff_core.benchmark.claims import Wanted, overall
 from customdiff_core.benchmark.drift import FALSE_ALARMS, limits, outside
-from customdiff_core.benchmark.history import failed, previous
+from customdiff_core.benchmark.history import earlier, failed
 from customdiff_core.benchmark.report import markdown
 from customdiff_core.benchmark.summary import Evidence, Figure
 from customdiff_core.errors import EvaluationError
@@ -49,15 +49,15 @@ def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night) 
     night()
     second = night(NIGHT + timedelta(days=1))
     assert night(NIGHT + timedelta(days=1)) == second
-    assert previous(PROTOCOL, NIGHT + timedelta(days=1), store) == night()
-    assert previous(PROTOCOL, NIGHT, store) is None
-    assert previous(PROTOCOL.model_copy(update={"name": "other"}), NIGHT + timedelta(days=9), store) is None
+    assert earlier(PROTOCOL, NIGHT + timedelta(days=1), store) == (night(),)
+    assert earlier(PROTOCOL, NIGHT, store) == ()
+    assert earlier(PROTOCOL.model_copy(update={"name": "other"}), NIGHT + timedelta(days=9), store) == ()
 
 
 def test_a_night_of_something_else_takes_no_cell_from_the_history(store: Store, night: Night) -> None:
     whole = night()
     night(protocol=PROTOCOL.model_copy(update={"rows": ("base",), "stated": "rows"}))  # at noon, to try something
-    assert previous(PROTOCOL, NIGHT + timedelta(days=1), store) == whole
+    assert earlier(PROTOCOL, NIGHT + timedelta(days=1), store) == (whole,)
 
 
 def test_rows_are_paired_by_night_where_one_of_them_missed_one(store: Store, night: Night) -> None:
@@ -232,7 +232,27 @@ def test_what_no_training_changes_is_not_charted(store: Store, night: Night) -> 
 def test_a_damaged_night_hides_none_before_it(store: Store, night: Night) -> None:
     first, second = night(), night(NIGHT + timedelta(days=1))
     (store.path(second) / "table.parquet").unlink()
-    assert previous(PROTOCOL, NIGHT + timedelta(days=2), store) == first
+    assert earlier(PROTOCOL, NIGHT + timedelta(days=2), store) == (first,)
+
+
+def test_a_lost_nights_rows_are_those_that_a_later_one_carries(store: Store, night: Night) -> None:
+    first = night()
+    night(NIGHT + timedelta(days=1))
+    (store.path(first) / "table.parquet").unlink()
+    third = read(store, night(NIGHT + timedelta(days=2)), "benchmark")
+    assert third["night"].drop_duplicates().tolist() == [str(NIGHT + timedelta(days=day)) for day in range(3)]
+
+
+def test_a_night_that_is_run_late_is_in_the_history_of_those_after_it(store: Store, night: Night) -> None:
+    days = [NIGHT + timedelta(days=day) for day in range(4)]
+    night(days[0])
+    night(days[2])
+    night(days[1])
+    night(days[0], failing=("joint",))  # again, and measured otherwise
+    last = read(store, night(days[3]), "benchmark")
+    assert last["night"].tolist() == sorted(last["night"])
+    assert last["night"].value_counts().to_dict() == dict.fromkeys(map(str, days), len(last) // 4)
+    assert set(last.loc[last["status"] == "failed", "night"]) == {str(days[0])}
 
 
 def test_the_limits_raise_a_false_alarm_as_seldom_as_they_say() -> None:

@@ -77,7 +77,9 @@ def test_kid_is_torch_fidelitys_own_on_the_same_files(weights: Path, store: Stor
     ours = kid(*features, 8, 1)
     assert features[0].shape == (8, 2048)
     assert ours > 1
-    assert ours == pytest.approx(1e3 * theirs["kernel_inception_distance_mean"], rel=1e-6)
+    assert ours == pytest.approx(
+        1e3 * theirs["kernel_inception_distance_mean"], rel=1e-5
+    )  # they sum in another order, in float32
 
 
 def test_pictures_of_several_sizes_have_their_own_features(weights: Path, store: Store) -> None:
