@@ -25,6 +25,7 @@ from rich.table import Table
 
 from customdiff_core import profiles, weights
 from customdiff_core.errors import CustomDiffusionError, ServiceError
+from customdiff_core.processor import native_precision
 from customdiff_core.settings import REPOSITORY, Settings
 from deployments import stack
 from deployments.processes import Service, require_free
@@ -127,9 +128,11 @@ def memory() -> Check:
 
 
 def cores() -> Check:
-    """Enough for the server and a training at a time."""
+    """Enough for the server and a training at a time; and in what they multiply, on which all times depend."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    return _check("cores", count >= 2, str(count), "all takes longer with one", "warning")
+    return _check(
+        "cores", count >= 2, f"{count}, multiplying {native_precision()}", "all takes longer with one", "warning"
+    )
 
 
 def device() -> Check:

@@ -4,7 +4,7 @@ Concepts are these concepts. Where each was trained but once, a training cannot 
 interval together, as if the concepts were trainings. Earlier nights of equal settings count as further trainings.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import nan
 from typing import Any
@@ -39,6 +39,24 @@ class Figure:
         return self.concepts * self.trainings > 1 or not self.prompts
 
 
+@dataclass(frozen=True)
+class Common:
+    """Rows' cells of the concepts that all of them have, as many trainings of each: none where they have nothing common."""
+
+    parts: list[Any]
+    concepts: int = 0
+    trainings: int = 0
+
+    @staticmethod
+    def of(by_row: list[dict[str, Any]]) -> "Common":
+        """Of rows' cells by concept."""
+        concepts = [one for one in by_row[0] if all(one in row for row in by_row)] if by_row else []
+        count = min((len(row[one]) for row in by_row for one in concepts), default=0)
+        if not count:
+            return Common([])
+        return Common([pd.concat([row[one].tail(count) for one in concepts]) for row in by_row], len(concepts), count)
+
+
 @dataclass
 class Evidence:
     """The scores behind a night's table: of its cells, and of earlier nights' cells of equal settings.
@@ -58,9 +76,7 @@ class Evidence:
     beside: rows.Source = "paper"
     _grids: dict[str, dict[str, Scores]] = field(default_factory=dict[str, dict[str, Scores]])
     _trainings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    _pairs: dict[tuple[str, str], list[dict[str, Any]]] = field(
-        default_factory=dict[tuple[str, str], list[dict[str, Any]]]
-    )
+    _common: dict[tuple[str, ...], "Common"] = field(default_factory=dict[tuple[str, ...], "Common"])
 
     def __post_init__(self) -> None:
         whole = (self.cells["share"] == 1) & (self.cells["status"] == "measured")
@@ -69,28 +85,31 @@ class Evidence:
 
     def figure(self, metric: str, row: str) -> Figure | None:
         """A row's mean; None where it was not measured."""
-        return self._figure(metric, [self.trainings(row)], [1.0])
+        return self._figure(metric, (row,), lambda: [self.trainings(row)])
 
     def difference(self, metric: str, row: str, against: str, tests: int = 1) -> Figure | None:
         """A row's mean less another's, paired by concept, prompt, seed and night; None where there is nothing common.
 
         The interval is one of `tests` that are all right with the confidence.
         """
-        pair = row, against  # which every metric has in common
-        if pair not in self._pairs:
-            self._pairs[pair] = _paired(self.trainings(row), self.trainings(against))
-        return self._figure(metric, self._pairs[pair], [1.0, -1.0], tests)
+        return self._figure(
+            metric, (row, against), lambda: _paired(self.trainings(row), self.trainings(against)), tests
+        )
 
     def change(self, metric: str, row: str, since: str) -> Figure | None:
         """A row's mean of this night less that of an earlier one; None where they did not measure the same thing, or only once.
 
         Trained with the same code from other seeds, the two differ by chance alone: that is the noise floor.
         """
-        mine = self.cells[self.cells["row"] == row]
-        own, before = (mine[mine["night"] == night] for night in (self.night, since))
-        if measured(own) != measured(before) or set(own["cell"]) == set(before["cell"]):
-            return None
-        return self._figure(metric, [self._by_concept(own), self._by_concept(before)], [1.0, -1.0])
+
+        def both() -> list[dict[str, Any]]:
+            mine = self.cells[self.cells["row"] == row]
+            own, before = (mine[mine["night"] == night] for night in (self.night, since))
+            if measured(own) != measured(before) or set(own["cell"]) == set(before["cell"]):
+                return []
+            return [self._by_concept(own), self._by_concept(before)]
+
+        return self._figure(metric, (row, "since", since), both)
 
     def trainings(self, row: str) -> dict[str, Any]:
         """By concept, the cells of this night and those of equal settings before it, oldest first, each measured once."""
@@ -115,29 +134,34 @@ class Evidence:
         return {str(concept): part for concept, part in found.groupby("concepts", sort=False)}
 
     def _figure(
-        self, metric: str, by_row: Sequence[dict[str, Any]], signs: Sequence[float], tests: int = 1
+        self,
+        metric: str,
+        what: tuple[str, ...],
+        by_row: Callable[[], list[dict[str, Any]]],
+        tests: int = 1,
     ) -> Figure | None:
-        """Of the signed sum of rows' cells by concept, on the concepts that all have and as many trainings of each."""
-        common = [one for one in by_row[0] if all(one in row for row in by_row)]
-        count = min((len(row[one]) for row in by_row for one in common), default=0)
-        if not count:
+        """Of a row, or of a first less a second; `by_row` has their cells by concept, and is asked once for all metrics."""
+        if what not in self._common:
+            self._common[what] = Common.of(by_row())
+        common = self._common[what]
+        parts, signs = common.parts, (1.0, -1.0)[: len(common.parts)]
+        if not parts:
             return None
-        parts = [pd.concat([row[one].tail(count) for one in common]) for row in by_row]
         if any(metric not in part or part[metric].isna().all() for part in parts):
             return None
         value = sum(sign * float(part[metric].mean()) for sign, part in zip(signs, parts, strict=True))
         if metric in COSTS:  # of what was counted: a restarted training may not know all of its own
-            return Figure(value, value, value, len(common), count, 0, 0)
+            return Figure(value, value, value, common.concepts, common.trainings, 0, 0)
         if any(part[metric].isna().any() for part in parts):
             return None
         grids = [np.stack([self.grids(key)[metric] for key in part["cell"]]) for part in parts]
         scores = sum(sign * grid for sign, grid in zip(signs, grids, strict=True))
-        shaped = np.reshape(scores, (len(common), count, *grids[0].shape[1:]))
+        shaped = np.reshape(scores, (common.concepts, common.trainings, *grids[0].shape[1:]))
         trained = any(rows.get(name).way != "base" for part in parts for name in set(part["row"]))
         known = _as_trainings(shaped) if trained else shaped  # the base model is no training of any
         low, high = pooled_interval(known, 1 - (1 - self.confidence) / tests)
         shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
-        return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(by_row) > 1), *shaped.shape)
+        return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(parts) > 1), *shaped.shape)
 
 
 def _paired(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
