@@ -130,7 +130,8 @@ class _Bar:
     def __call__(self, done: int, total: int, note: str = "") -> None:
         if time.monotonic() >= self._log_at:
             pace = self._pace(done, total)
-            _logger().info("%s: %d of %d%s%s", self._description, done, total, f", {note}" if note else "", pace)
+            said = f", {note}" if note and note.lower() != self._description.lower() else ""
+            _logger().info("%s: %d of %d%s%s", self._description, done, total, said, pace)
             self._log_at = time.monotonic() + LOG_SECONDS
         if time.monotonic() >= self._update_at:
             self._update(
