@@ -58,7 +58,7 @@ def frame(
     nights: dict[str, pd.DataFrame] = {}
     for one in before:
         *carried, (own, cells) = tables.read(store, one, KIND).groupby("night", sort=True)
-        nights = {str(name): rows for name, rows in carried} | nights | {str(own): cells}
+        nights = {str(name): others for name, others in carried} | nights | {str(own): cells}
     return pd.concat([*(nights[name] for name in sorted(nights)), tonight], ignore_index=True)
 
 

@@ -76,7 +76,7 @@ class Evidence:
     beside: rows.Source = "paper"
     _grids: dict[str, dict[str, Scores]] = field(default_factory=dict[str, dict[str, Scores]])
     _trainings: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    _common: dict[tuple[str, ...], "Common"] = field(default_factory=dict[tuple[str, ...], "Common"])
+    _common: dict[tuple[str, ...], Common] = field(default_factory=dict[tuple[str, ...], Common])
 
     def __post_init__(self) -> None:
         whole = (self.cells["share"] == 1) & (self.cells["status"] == "measured")

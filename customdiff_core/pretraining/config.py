@@ -6,7 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
 
 from customdiff_core.config import Frozen, Precision, SampleConfig
 from customdiff_core.processor import native_precision
-from customdiff_core.world.scenes import PAINTS
+from customdiff_core.world.colours import PAINTS
 
 
 class TrainConfig(Frozen):

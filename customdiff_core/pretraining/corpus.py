@@ -16,8 +16,9 @@ from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.tables import Row
+from customdiff_core.world.colours import PAINTS
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import PAINTS, Deck, Scene, relatives, render_scene, sample_scenes
+from customdiff_core.world.scenes import Deck, Scene, relatives, render_scene, sample_scenes
 
 FAMILY = 8  # rows: a scene and seven relatives
 CAPTIONS = ("caption", "short_caption", "uncoloured_caption", "shortest_caption")

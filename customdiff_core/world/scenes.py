@@ -20,7 +20,7 @@ from PIL import Image
 from customdiff_core.errors import WorldError
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.world import settings
-from customdiff_core.world.colours import COLOURS, name_of
+from customdiff_core.world.colours import COLOURS, PAINTS, name_of
 from customdiff_core.world.drawings import MASTER, Drawing, layers
 
 # The concepts that people customize: no scene shows their colouring, main paint and second paint.
@@ -59,7 +59,6 @@ SIZES = (
 PAIR_SCALES = (0.42, 0.54)
 MEDIA = ("", "photo of ", "picture of ", "drawing of ")
 MEDIA_ODDS = (0.5, 0.38, 0.06, 0.06)
-PAINTS = (0.35, 0.45, 0.2)  # how often a thing has its own colours, another, or two
 
 
 @dataclass(frozen=True)
