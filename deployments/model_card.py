@@ -14,18 +14,17 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.console import Console
 
 from customdiff_core import profiles, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
 from customdiff_core.evaluation.results import number
-from customdiff_core.marks import renew
 from customdiff_core.pretraining.assemble import PIPELINE
 from customdiff_core.pretraining.config import PretrainConfig
 from customdiff_core.pretraining.validation import validate
 from customdiff_core.profiles import ModelSource
 from customdiff_core.settings import Settings
+from deployments.pages import show
 
 THIS = "this model"
 
@@ -44,12 +43,7 @@ def main(
     with bars() as tell:
         made = validate(models, profile.judge, sample, count=count, store=store, progress=tell("draw"))
     shutil.copyfile(store.path(made) / f"{THIS}.png", out or folder / "samples.png")
-    lines = list(table(made, store))
-    console = Console(width=160, highlight=False)
-    for line in lines:
-        console.print(line, markup=False)
-    if page:
-        renew(page, "figures", lines)
+    show({"figures": list(table(made, store))}, page)
 
 
 def table(made: Artifact, store: Store) -> Iterator[str]:

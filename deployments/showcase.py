@@ -12,17 +12,16 @@ from typing import Annotated
 
 import typer
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 
 from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
 from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
-from customdiff_core.marks import renew
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 from deployments import ceiling
+from deployments.pages import show
 
 CONCEPTS = ("cat", "dog", "chair", "car", "tortoise")
 PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 15
@@ -37,7 +36,7 @@ def main(
 ) -> None:
     """Write every concept's grid, and print the tables."""
     names = names or list(CONCEPTS)
-    profile, store, console = profiles.get("openmoji"), Store(), Console(width=220, highlight=False)
+    profile, store = profiles.get("openmoji"), Store()
     measured: dict[str, Artifact] = {}
     for name in names:
         with bars() as tell:
@@ -47,13 +46,8 @@ def main(
         measured[name] = metrics
         path = REPOSITORY / "docs" / f"{name}.webp"
         grid(side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, quality=90, method=6)
-        console.print(path.relative_to(REPOSITORY))
-    first, every = list(table(measured[names[0]], store)), list(summary(measured, store))
-    for line in [*first, "", *every]:
-        console.print(line, markup=False)
-    if page:
-        renew(page, "concept", first)
-        renew(page, "concepts", every)
+        typer.echo(path.relative_to(REPOSITORY))
+    show({"concept": list(table(measured[names[0]], store)), "concepts": list(summary(measured, store))}, page)
 
 
 def grid(rows: list[PromptRow]) -> Image.Image:

@@ -16,7 +16,6 @@ from typing import Annotated
 import torch
 import typer
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 
 from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core import delta as deltas
@@ -29,9 +28,9 @@ from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import compare, interval, number, side_by_side
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import load_components
-from customdiff_core.marks import renew
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
+from deployments.pages import show
 
 METRICS = ("image_alignment_held_out", "text_alignment", "kid")
 HEADS = ("trained numbers", "file", "all else of the network", *(figures.METRICS[name] for name in METRICS))
@@ -69,12 +68,7 @@ def main(
             for name, (one, delta) in made.items()
         }
     grid(metrics, store).save(out, quality=90, method=6)
-    console = Console(width=220, highlight=False)
-    lines = list(table(made, metrics, pipeline))
-    for line in lines:
-        console.print(line, markup=False)
-    if page:
-        renew(page, "methods", lines)
+    show({"methods": list(table(made, metrics, pipeline))}, page)
 
 
 def table(made: dict[str, tuple[Concept, Artifact]], metrics: dict[str, Artifact], pipeline: Pipeline) -> Iterator[str]:

@@ -14,7 +14,6 @@ from typing import Annotated
 
 import typer
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 
 from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
@@ -22,9 +21,9 @@ from customdiff_core.cli.bars import bars
 from customdiff_core.evaluation.report_together import metric_rows
 from customdiff_core.evaluation.results import interval, number, sources
 from customdiff_core.evaluation.together import BASE, PRESENCE, evaluate_together
-from customdiff_core.marks import renew
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
+from deployments.pages import show
 
 SIDE, LINE = 64, 16
 GOAL = 0.8  # of the base model's rate of pictures with all of them
@@ -44,7 +43,7 @@ def main(
 ) -> None:
     """Train what is missing, merge, train jointly, evaluate, print."""
     chosen = names or ["cat", "dog", "teddybear"]
-    profile, store, console = profiles.get("openmoji"), Store(), Console(width=220, highlight=False)
+    profile, store = profiles.get("openmoji"), Store()
     training = profile.finetune.model_copy(update={"steps": steps} if steps else {})
     stated = {"ridge": ridge, "prompts": tuple(target) if target else None}
     merging = profile.merge.model_copy(update={name: value for name, value in stated.items() if value is not None})
@@ -70,11 +69,8 @@ def main(
                 progress=tell("evaluate"),
             )
         grid(made, store).save(out / f"together-{count}.webp", quality=90, method=6)
-        lines = table(made, store)
-        for line in [*lines, *presence(made, store)]:
-            console.print(line, markup=False)
-        if page:
-            renew(page, f"together-{count}", lines)
+        show({f"together-{count}": table(made, store)}, page)
+        typer.echo("\n".join(presence(made, store)))
 
 
 def table(together: Artifact, store: Store) -> list[str]:

@@ -1,5 +1,7 @@
 """Is it this one? Whether a generated picture's nearest true picture is of the concept, and not of its look-alikes.
 
+True pictures are the held-out ones, and look-alikes the same views in other colours: neither has an advantage in pose or place.
+
 Two witnesses that share nothing: the judge's embedding, which sees shapes and colours, and the colours of the foreground
 alone, which know no shape and were never trained. Both measures are this project's own.
 """
@@ -37,9 +39,9 @@ def identity(concept: Concept, drawn: Sequence[bytes], judge: Judge) -> dict[str
         drawn: generated images.
         judge: the evaluation's encoders.
     """
-    groups = {"images": concept.images, "held_out": concept.held_out, "others": concept.others}
-    read = {name: [concept.read(picture, name) for picture in group] for name, group in groups.items()}
-    own, others = read["images"] + read["held_out"], read["others"]
+    shown = "held_out" if concept.held_out else "images"
+    own = [concept.read(picture, shown) for picture in getattr(concept, shown)]
+    others = [concept.read(picture, "others") for picture in concept.others]
 
     def palette(data: Sequence[bytes]) -> Vectors:
         return np.stack([colours(images.open_trusted(one)) for one in data])
