@@ -115,8 +115,8 @@ class DinoConfig(TrainConfig):
 
 
 class PretrainConfig(Frozen):
-    """Every part. The defaults are the committed weights' settings; they had these steps in several runs, each with a schedule
-    of its own (data/models/openmoji/README.md)."""
+    """Every part. The defaults are the committed weights' settings before those of FURTHER; they had these steps in several
+    runs, each with a schedule of its own (data/models/openmoji/README.md)."""
 
     world: WorldConfig = WorldConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -164,7 +164,7 @@ CUSTOMIZED = (
 )  # fmt: skip
 FURTHER = PretrainConfig(
     world=WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.2, 0.4, 0.4)),
-    unet=UNetConfig(steps=6_400, batch_size=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995, compiled=True),
+    unet=UNetConfig(steps=5_600, batch_size=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995, compiled=True),
 )
 SMOKE = PretrainConfig(
     world=WorldConfig(scenes=2_000, held_out=512, size=32),
