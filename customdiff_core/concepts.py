@@ -81,6 +81,15 @@ class Concept(Frozen):
             )
         return data
 
+    def true_pictures(self) -> list[bytes]:
+        """What drawn pictures are held against: the held-out pictures, or those to learn from where there are no others.
+
+        Raises:
+            ImageError: if a file changed since the concept was loaded.
+        """
+        folder, group = ("held_out", self.held_out) if self.held_out else ("images", self.images)
+        return [self.read(picture, folder) for picture in group]
+
 
 class ConceptFile(Frozen):
     """The fields of `concept.yaml`."""

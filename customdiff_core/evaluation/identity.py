@@ -39,9 +39,7 @@ def identity(concept: Concept, drawn: Sequence[bytes], judge: Judge) -> dict[str
         drawn: generated images.
         judge: the evaluation's encoders.
     """
-    shown = "held_out" if concept.held_out else "images"
-    own = [concept.read(picture, shown) for picture in getattr(concept, shown)]
-    others = [concept.read(picture, "others") for picture in concept.others]
+    own, others = concept.true_pictures(), [concept.read(picture, "others") for picture in concept.others]
 
     def palette(data: Sequence[bytes]) -> Vectors:
         return np.stack([colours(images.open_trusted(one)) for one in data])

@@ -104,10 +104,8 @@ def _scores(
     words = judge.texts([fill(prompt, categories) for prompt in prompts])[table["prompt_id"]]
     scores: dict[str, object] = {"text_alignment": text_alignment(drawn, words)}
     for name, concept in zip(_names(concepts), concepts, strict=True):
-        group, folder = (concept.held_out, "held_out") if concept.held_out else (concept.images, "images")
-        if group:
-            targets = judge.images([concept.read(picture, folder) for picture in group])
-            scores[f"image_alignment_{name}"] = image_alignment(drawn, targets)
+        if targets := concept.true_pictures():
+            scores[f"image_alignment_{name}"] = image_alignment(drawn, judge.images(targets))
     scores[PRESENCE] = _present(judge, categories, drawn).astype(float)
     return table[["prompt_id", "seed"]].assign(subject=subject, **scores)
 
@@ -136,11 +134,8 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
 
 
 def _judge_rows(concepts: Sequence[Concept], judge: Judge, profile: Profile) -> list[tables.Row]:
-    """How often the judge of presence is right: on each concept's pictures alone, and on them side by side."""
-    alone = [
-        [one.read(picture, folder) for folder in ("images", "held_out") for picture in getattr(one, folder)]
-        for one in concepts
-    ]
+    """How often the judge of presence is right: on each concept's true pictures alone, and on them side by side."""
+    alone = [one.true_pictures() for one in concepts]
     pictures = [[images.decode(data, one.name) for data in group] for one, group in zip(concepts, alone, strict=True)]
     known = combinations_of(pictures) if all(pictures) else []
     together = [side_by_side(one, profile.augment.resolution) for one in known]
