@@ -40,11 +40,6 @@ def draw(setting: str, size: int, rng: np.random.Generator) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BOX)
 
 
-def _pen(side: int) -> float:
-    """How wide a line of one pixel is that is drawn for a scene of 64 pixels, on a canvas of this side."""
-    return side / 128
-
-
 def _lighter(colour: Rgb) -> Rgb:
     """What a pattern is drawn with: towards white, or towards gray where it is white already."""
     target, share = (0, 0.28) if sum(colour) > 640 else (255, 0.45)
@@ -94,17 +89,16 @@ def _cloud(pencil: Pencil, side: int, rng: np.random.Generator, height: float) -
 
 
 def _grass(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
-    horizon, pen = _ground(pencil, side, SKY, GRASS, rng), _pen(side)
+    horizon = _ground(pencil, side, SKY, GRASS, rng)
     for _ in range(14):
-        x, y = rng.uniform(0, side), rng.uniform(horizon + 3 * pen, side)
-        tips = [(x - 3 * pen, y - 5 * pen), (x, y), (x + 3 * pen, y - 5 * pen)]
-        pencil.line(tips, fill=LEAF, width=round(2 * pen))
+        x, y = rng.uniform(0, side), rng.uniform(horizon + 3, side)
+        pencil.line([(x - 3, y - 5), (x, y), (x + 3, y - 5)], fill=LEAF, width=2)
 
 
 def _beach(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     shore = _ground(pencil, side, SKY, SAND, rng, at=0.66)
     pencil.rectangle([0, shore - round(side * rng.uniform(0.16, 0.24)), side, shore], fill=near(SEA, rng))
-    pencil.line([(0, shore), (side, shore)], fill=(250, 250, 250), width=round(3 * _pen(side)))
+    pencil.line([(0, shore), (side, shore)], fill=(250, 250, 250), width=3)
 
 
 def _sea(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
@@ -112,35 +106,35 @@ def _sea(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     r = side // 16
     for row, y in enumerate(range(horizon + r, side + r, 2 * r)):
         for x in range(-r * (row % 2) * 2, side + 4 * r, 4 * r):
-            pencil.arc([x - r, y, x + r, y + 2 * r], 180, 360, fill=(175, 215, 245), width=round(2 * _pen(side)))
+            pencil.arc([x - r, y, x + r, y + 2 * r], 180, 360, fill=(175, 215, 245), width=2)
 
 
 def _snow(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     _ground(pencil, side, (150, 175, 205), SNOW, rng)
     for _ in range(26):
-        x, y, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(1, 2.2) * _pen(side)
+        x, y, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(1, 2.2)
         pencil.ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255))
 
 
 def _night(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     pencil.rectangle([0, 0, side, side], fill=near(NIGHT, rng))
     for _ in range(22):
-        x, y, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(0.8, 2.2) * _pen(side)
+        x, y, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(0.8, 2.2)
         pencil.ellipse([x - r, y - r, x + r, y + r], fill=(255, 244, 190))
 
 
 def _table(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     edge = _ground(pencil, side, WALL, WOOD, rng, at=0.66)
-    pencil.line([(0, edge), (side, edge)], fill=(90, 55, 30), width=round(4 * _pen(side)))
+    pencil.line([(0, edge), (side, edge)], fill=(90, 55, 30), width=4)
     for y in range(edge + side // 10, side, side // 9):
-        pencil.line([(0, y), (side, y)], fill=(140, 90, 50), width=round(2 * _pen(side)))
+        pencil.line([(0, y), (side, y)], fill=(140, 90, 50), width=2)
 
 
 def _road(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     edge = _ground(pencil, side, SKY, ROAD, rng, at=0.6)
-    middle, start, half = (edge + side) // 2, int(rng.integers(0, side // 5)), 2 * _pen(side)
+    middle, start = (edge + side) // 2, int(rng.integers(0, side // 5))
     for x in range(start - side // 5, side, side // 5):
-        pencil.rectangle([x, middle - half, x + side // 9, middle + half], fill=(245, 245, 235))
+        pencil.rectangle([x, middle - 2, x + side // 9, middle + 2], fill=(245, 245, 235))
     pencil.rectangle([0, edge - side // 16, side, edge], fill=near(GRASS, rng))
 
 
@@ -160,10 +154,8 @@ def _sky(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
 def _room(pencil: Pencil, side: int, rng: np.random.Generator) -> None:
     floor = _ground(pencil, side, (240, 200, 170), (185, 135, 95), rng, at=0.74)
     x, y, width = side * rng.uniform(0.08, 0.6), side * 0.12, side * 0.28
-    pencil.rectangle(
-        [x, y, x + width, y + width], fill=near(SKY, rng), outline=(250, 250, 250), width=round(4 * _pen(side))
-    )
-    pencil.line([(0, floor), (side, floor)], fill=(250, 250, 250), width=round(4 * _pen(side)))
+    pencil.rectangle([x, y, x + width, y + width], fill=near(SKY, rng), outline=(250, 250, 250), width=4)
+    pencil.line([(0, floor), (side, floor)], fill=(250, 250, 250), width=4)
 
 
 PATTERNS: Mapping[str, Callable[[Pencil, int, Rgb, np.random.Generator], None]] = {

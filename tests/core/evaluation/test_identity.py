@@ -101,7 +101,7 @@ def test_true_pictures_a_little_off_are_still_told_apart(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_true_pictures_are_told_from_look_alikes_by_their_colours(name: str):
-    """The witness itself: each training picture, in its setting, against the held-out ones and their look-alikes."""
+    """The witness itself: each training picture against the held-out ones and their look-alikes."""
     concept = concepts.load(name)
 
     def palette(folder: str) -> np.ndarray:
