@@ -192,7 +192,7 @@ def test_joint_training_of_xl_moves_both_vectors_of_every_token_and_loads_back(s
         rows = delta.tokens[concept.modifier_token]
         assert {name: len(row) for name, row in rows.items()} == {"text_encoder": 24, "text_encoder_2": 32}
         for name, row in rows.items():
-            assert (row - one.rows[name][number].detach()).abs().mean() > 1e-3
+            assert (row - one.rows[name][number].detach()).abs().min() > 1e-4
     components, vae = load_model(sdxl, made, store, CPU)
     prompt = " and ".join(f"a {concept.noun}" for concept in both)
     assert draw_images(components, vae, [prompt], (0,), DDIM)[0].size == (64, 64)
