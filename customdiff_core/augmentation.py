@@ -4,12 +4,16 @@ With S the resolution, a concept picture is resized to U{S/3..S} two times out o
 Below 0.6 S it is pasted at a random place on an empty canvas and called "a far away" or "very small"; above S it is
 cropped and called "zoomed in" or "close up". The loss of a pasted view is masked to the pasted box.
 
+Where a picture has captions of its own, its views take turns between them and the instance prompt, which the paper has alone:
+a background that is named is not learnt as part of V*, and V* not as a thing of that background where it is sometimes not.
+
 A training image is square, as in the paper, or with aspect buckets the nearest to its picture's shape of a few of about equal
 area; what is said of S then holds for both of its sides.
 """
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +44,7 @@ class View:
     """How one augmented view is made of a picture; lengths in pixels of the training image.
 
     `scale` is the size of the whole picture where the resolution is that of the training image; `shape` is the training
-    image's width and height, None for the square.
+    image's width and height, None for the square; `turn` says by which of its picture's captions it is told.
     """
 
     picture: int
@@ -50,6 +54,7 @@ class View:
     flip: bool
     prefix: str
     shape: Size | None = None
+    turn: int = 0
 
     def canvas(self, side: int) -> Size:
         """Width and height of the training image at resolution `side`."""
@@ -70,7 +75,7 @@ def bucket(size: Size, side: int) -> Size:
 
 
 def draw_view(number: int, pictures: int, config: AugmentConfig, shapes: Sequence[Size] = ()) -> View:
-    """Draw the parameters of view `number`; the pictures take turns, so that each is seen equally often.
+    """Draw the parameters of view `number`; pictures take turns, then captions do, so that each is seen equally often.
 
     Args:
         number: which view; the same number gives the same view.
@@ -79,16 +84,16 @@ def draw_view(number: int, pictures: int, config: AugmentConfig, shapes: Sequenc
         shapes: the pictures' buckets; without any, all are square.
     """
     rng = numpy_rng("view", config.seed, number)
-    side, picture = config.resolution, number % pictures
+    side, (turn, picture) = config.resolution, divmod(number, pictures)
     shape = shapes[picture] if shapes else None
     if not config.random_resize:
-        return View(picture, side, 0, 0, bool(rng.random() < config.flip_probability), "", shape)
+        return View(picture, side, 0, 0, bool(rng.random() < config.flip_probability), "", shape, turn)
     if rng.random() < config.resize_probability:
         scale = int(rng.integers(math.ceil(side / 3), side + 1))
     else:
         scale = int(rng.integers(math.ceil(1.2 * side), math.ceil(1.4 * side)))
     placed = scale < PASTE_BELOW * side or scale > side
-    plain = View(picture, scale, 0, 0, False, "", shape)
+    plain = View(picture, scale, 0, 0, False, "", shape, turn)
     across, down = (
         abs(length - whole) if placed else 0 for length, whole in zip(plain.box(side), plain.canvas(side), strict=True)
     )
@@ -212,12 +217,19 @@ def _mask(view: View, alpha: Image.Image | None, side: int, cells: int) -> Mask:
     return mask if alpha is None else opaque_mask(alpha, view, mask, side)
 
 
+def prompt_of(view: View, concept: Concept) -> str:
+    """What a view is told by: size first, in an article's place where the words begin with one ("a far away V* cat")."""
+    told = (concept.instance_prompt, *concept.images[view.picture].captions)
+    words = told[view.turn % len(told)]
+    return concept.with_concept(view.prefix + (re.sub(r"^an? ", "", words) if view.prefix else words))
+
+
 def _view_row(concept: Concept, view: View, image: Image.Image, row: int) -> tables.Row:
     return {
         "role": "concept",
         "concept": concept.name,
         "source_sha256": concept.images[view.picture].sha256,
-        "prompt": concept.with_concept(view.prefix + concept.instance_prompt),
+        "prompt": prompt_of(view, concept),
         "scale": view.scale,
         "top": view.top,
         "left": view.left,

@@ -2,11 +2,12 @@
 that training never sees and evaluation compares with; `others/` holds look-alikes that it must not be taken for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from customdiff_core import images
 from customdiff_core.config import Frozen
@@ -23,10 +24,11 @@ NOTES = frozenset({".md", ".txt"})  # may lie beside pictures
 
 
 class Picture(Frozen):
-    """A picture of the concept, known by its content."""
+    """A picture of the concept, known by its content; `captions` tell it in other words, with {} for the concept."""
 
     name: str
     sha256: str
+    captions: tuple[str, ...] = ()
 
 
 class Concept(Frozen):
@@ -55,9 +57,8 @@ class Concept(Frozen):
     @property
     def digest(self) -> str:
         """What training depends on: the pictures in order, the words around them and the token."""
-        return digest_of(
-            self.model_dump(include={"category", "modifier_token", "initializer_token", "instance_prompt", "images"})
-        )
+        read = {"category", "modifier_token", "initializer_token", "instance_prompt", "images"}
+        return digest_of(self.model_dump(include=read, exclude_defaults=True))
 
     def with_concept(self, prompt: str) -> str:
         """Fill a prompt's placeholder with V* and the category."""
@@ -91,6 +92,10 @@ class Concept(Frozen):
         return [self.read(picture, folder) for picture in group]
 
 
+def _alone_or_several(captions: object) -> object:
+    return [captions] if isinstance(captions, str) else captions
+
+
 class ConceptFile(Frozen):
     """The fields of `concept.yaml`."""
 
@@ -101,6 +106,9 @@ class ConceptFile(Frozen):
     initializer_token: str = "ktn"
     instance_prompt: str = "photo of a {}"
     class_prompt: str
+    captions: dict[str, Annotated[tuple[str, ...], BeforeValidator(_alone_or_several)]] = Field(
+        default_factory=dict, description="one or several of a picture in images/, by its file name"
+    )
     prompts: str = Field(description="file of evaluation prompts, relative to concept.yaml")
     licence: str = ""
     attribution: str = ""
@@ -181,12 +189,12 @@ def load_folder(folder: Path, prompts: Sequence[str] | None = None) -> Concept:
     check_prompts((spec.instance_prompt,), "instance_prompt")
     evaluation = tuple(prompts) if prompts else read_prompts(folder, spec.prompts)
     check_prompts(evaluation, "prompts")
-    pictures = _pictures(folder / "images", folder)
+    pictures = _captioned(_pictures(folder / "images", folder), spec.captions, folder)
     if not pictures:
         raise ConceptError(
             f"{folder}/images: found no pictures, need 4 to 6 of the concept ({', '.join(sorted(images.SUFFIXES))})"
         )
-    fields = spec.model_dump(exclude={"prompts"}) | {"title": spec.title or spec.name}
+    fields = spec.model_dump(exclude={"prompts", "captions"}) | {"title": spec.title or spec.name}
     held_out, others = (_pictures(folder / name, folder) for name in ("held_out", "others"))
     return Concept(**fields, prompts=evaluation, images=pictures, held_out=held_out, others=others, folder=folder)
 
@@ -348,6 +356,21 @@ def _pictures(folder: Path, root: Path) -> tuple[Picture, ...]:
         images.decode(data, str(path))
         found.append(Picture(name=path.name, sha256=images.digest(data)))
     return tuple(found)
+
+
+def _captioned(
+    pictures: tuple[Picture, ...], captions: Mapping[str, tuple[str, ...]], folder: Path
+) -> tuple[Picture, ...]:
+    """Give pictures their captions."""
+    names = [picture.name for picture in pictures]
+    for name, some in captions.items():
+        if name not in names:
+            raise ConceptError(
+                f"{folder}/concept.yaml: found captions of {name!r}, need one of the pictures in images/ "
+                f"({', '.join(names) or 'none yet'}){did_you_mean(name, names)}"
+            )
+        check_prompts(some, f"captions of {name}")
+    return tuple(one.model_copy(update={"captions": captions.get(one.name, ())}) for one in pictures)
 
 
 def _has_word(text: str, word: str) -> bool:

@@ -128,20 +128,17 @@ def _account(story: Account | None) -> str:
 
 
 def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
-    """The first views, each with the words added to its prompt and the box in which its loss counts."""
+    """The first views, each with its prompt and the box in which its loss counts."""
     first = views(training_set, here, SHOWN)
-    prompt = concept.with_concept(concept.instance_prompt)
 
     def body(side: int) -> str:
         pictures = [figures.image_uri(figures.masked_view(view["image"], view["mask"], side)) for view in first]
         cells = [
-            (image(uri, view["prompt"]), escape(view["prefix"]) or "–")
-            for uri, view in zip(pictures, first, strict=True)
+            (image(uri, view["prompt"]), escape(view["prompt"])) for uri, view in zip(pictures, first, strict=True)
         ]
         return (
-            f"The first {len(first)} views of {escape(concept.title)}, as they were drawn. The prompt is "
-            f"“{escape(prompt)}”, after the words below a view. Where a small one lies on an empty canvas, only the "
-            f"outlined box counts in the loss.\n\n{_grid(cells)}"
+            f"The first {len(first)} views of {escape(concept.title)}, as they were drawn, each above its "
+            f"prompt. Where a small one lies on an empty canvas, only the outlined box counts in the loss.\n\n{_grid(cells)}"
         )
 
     return _page("Augmented views", training_set, here, body)

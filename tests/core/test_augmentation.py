@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from customdiff_core.augmentation import (
     draw_view,
     latent_mask,
     opaque_mask,
+    prompt_of,
     render_view,
 )
 from customdiff_core.config import AugmentConfig, EarlyStop, Runtime
@@ -103,6 +105,38 @@ def test_views_depend_on_the_seed_and_their_number_alone():
     assert [draw_view(number, 3, config.model_copy(update={"views": 99})) for number in range(10)] == ten
     assert [draw_view(number, 3, config.model_copy(update={"seed": 1})) for number in range(10)] != ten
     assert len(set(ten)) > 5
+
+
+def test_a_picture_is_told_by_its_captions_and_by_the_instance_prompt_in_turn(cat):
+    told: dict[int, list[str]] = {}
+    for number in range(240):
+        drawn = draw_view(number, len(cat.images), AugmentConfig(resolution=64))
+        plain = dataclasses.replace(drawn, prefix="")
+        told.setdefault(drawn.picture, []).append(prompt_of(plain, cat))
+    for picture, prompts in told.items():
+        captions = [cat.with_concept(one) for one in ("photo of a {}", *cat.images[picture].captions)]
+        assert prompts == captions * 10
+
+
+def test_without_captions_all_of_a_pictures_views_are_told_by_the_instance_prompt(cat):
+    plain = cat.model_copy(update={"images": tuple(one.model_copy(update={"captions": ()}) for one in cat.images)})
+    views = [draw_view(number, len(cat.images), AugmentConfig(resolution=64)) for number in range(24)]
+    assert {prompt_of(one, plain) for one in views} == {f"{one.prefix}photo of a <teal-cat> cat" for one in views}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words", "told"),
+    [
+        ("a far away ", "photo of a {} on a rug", "a far away photo of a <teal-cat> cat on a rug"),
+        ("a far away ", "a {} on a rug", "a far away <teal-cat> cat on a rug"),
+        ("close up ", "an angry {}", "close up angry <teal-cat> cat"),
+        ("", "a {} on a rug", "a <teal-cat> cat on a rug"),
+    ],
+)
+def test_words_of_size_take_the_place_of_an_article(prefix: str, words: str, told: str, cat):
+    images = tuple(one.model_copy(update={"captions": (words,)}) for one in cat.images)
+    drawn = View(0, 64, 0, 0, False, prefix, turn=1)
+    assert prompt_of(drawn, cat.model_copy(update={"images": images})) == told
 
 
 # Rendering
@@ -207,7 +241,8 @@ def test_the_training_set_holds_views_then_regularization_images(chain):
     assert table["latent_row"].tolist() == list(range(36))
     views = table[:12]
     for row in views.itertuples():
-        assert row.prompt == f"{row.prefix}photo of a <teal-cat> cat"
+        drawn = draw_view(row.Index, len(chain.concept.images), chain.augment_config)
+        assert row.prompt == prompt_of(drawn, chain.concept)
     assert views["source_sha256"].value_counts().tolist() == [2] * 6
     assert set(views["source_sha256"]) == {picture.sha256 for picture in chain.concept.images}
     assert table["prompt"][12:].tolist() == prior["caption"].tolist()

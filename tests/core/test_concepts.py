@@ -1,13 +1,16 @@
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 from PIL import Image
 
-from customdiff_core import concepts
-from customdiff_core.concepts import Concept
+from customdiff_core import concepts, images
+from customdiff_core.concepts import Concept, Picture
 from customdiff_core.errors import ConceptError, ConfigError, ImageError, ModifierTokenError
+from customdiff_core.world.colours import name_of
+from customdiff_core.world.scenes import with_article
 
 
 def test_the_embedded_concept_says_what_it_is(cat: Concept):
@@ -26,6 +29,38 @@ def test_every_embedded_concept_loads():
     loaded = [concepts.load(name) for name in names]
     assert len({one.modifier_token for one in loaded}) == len(names)
     assert all(len(one.held_out) == 5 and len(one.others) == 25 for one in loaded)
+
+
+@pytest.mark.parametrize("name", [name for name in concepts.names() if name != "teapot"])
+def test_the_captions_of_embedded_concepts_name_the_backgrounds_that_are_seen(name: str):
+    concept = concepts.load(name)
+    for picture in concept.images:
+        shown = images.decode(concept.read(picture), picture.name)
+        corner = cast(tuple[int, int, int], shown.getpixel((2, 2)))
+        behind = f"{{}} on {with_article(f'{name_of(corner)} background')}"
+        assert picture.captions == ("a {}", f"photo of a {behind}", f"a {behind}")
+
+
+def test_captions_belong_to_their_pictures_and_are_part_of_what_is_learnt(make_concept):
+    told = concepts.load_folder(make_concept(captions={"0.png": ["a {}", "a {} on a tray"], "1.png": "a {} in a sink"}))
+    assert [one.captions for one in told.images] == [("a {}", "a {} on a tray"), ("a {} in a sink",)]
+    untold = told.model_copy(update={"images": tuple(Picture(name=one.name, sha256=one.sha256) for one in told.images)})
+    assert told.digest != untold.digest
+
+
+@pytest.mark.parametrize(
+    ("captions", "found"),
+    [
+        (
+            {"3.png": ["a {} in a sink"]},
+            r"found captions of '3.png', need one of the pictures in images/ \(0.png, 1.png\)",
+        ),
+        ({"1.png": ["a cup in a sink"]}, "captions of 1.png: found 0 placeholders in 'a cup in a sink'"),
+    ],
+)
+def test_a_caption_of_nothing_is_refused(captions: dict[str, str], found: str, make_concept):
+    with pytest.raises((ConceptError, ConfigError), match=found):
+        concepts.load_folder(make_concept(captions=captions))
 
 
 def test_a_prompt_is_filled_with_the_concept_or_its_category(cat: Concept):
@@ -204,7 +239,7 @@ def test_a_typo_in_a_field_is_named(make_concept):
         concepts.load_folder(folder)
     assert str(error.value) == (
         f"{folder}/concept.yaml: found titel wrong (Extra inputs are not permitted), need the fields name, title, category, "
-        "modifier_token, initializer_token, instance_prompt, class_prompt, prompts, licence, attribution"
+        "modifier_token, initializer_token, instance_prompt, class_prompt, captions, prompts, licence, attribution"
     )
 
 

@@ -165,8 +165,9 @@ def test_a_retrieval_that_fell_short_says_what_to_do(sent: list[tuple[str, str]]
     assert "| Hits | Unique |" in page
 
 
-def test_the_augmentation_page_gives_the_words_before_the_prompt(built: dict[str, str]) -> None:
-    assert "| – | very small | zoomed in | – |" in built["augment"]
+def test_the_augmentation_page_gives_every_views_prompt(built: dict[str, str]) -> None:
+    prompt = "photo of a \\<teal\\-cat\\> cat"
+    assert f"| {prompt} | very small {prompt} | zoomed in {prompt} | {prompt} |" in built["augment"]
 
 
 def test_the_finetuning_page_has_every_preview(built: dict[str, str]) -> None:
