@@ -2,20 +2,22 @@
 
 python -m deployments.ceiling cat dog         # by default every concept that is made of drawings
 
-The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions. Beside them stand the base
-model, between which and them is all the room that a method has, and the base model told in words what the concept's colours are:
-what it cannot draw when it is told, a few new keys and values will hardly teach it.
+The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions; once as they are and once
+as the VAE brings them back, which is the best that any method can draw. Beside them stand the base model, between which and them is
+all the room that a method has, and the base model told in words what the concept's colours are: what it cannot draw when told,
+a few new keys and values will hardly teach it.
 """
 
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -27,6 +29,8 @@ from customdiff_core.errors import WorldError
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.identity import RATES, identity
 from customdiff_core.evaluation.judge import Judge
+from customdiff_core.finetuning.components import load_vae
+from customdiff_core.latents import to_pixels
 from customdiff_core.sampling import generate
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
@@ -35,7 +39,7 @@ from customdiff_core.world.colours import COLOURS, name_of
 from customdiff_core.world.drawings import Drawing, load_drawings
 from customdiff_core.world.scenes import PAIR_SCALES, SIDES, SIZES, Thing, picture_of, put, with_article
 
-PICTURES, SIZE, SHIFT = 8, 64, 0.17
+PICTURES, SIZE, SHIFT, BATCH = 8, 64, 0.17, 16
 COMPANION = rf"an? (?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<category>[a-z ]+?)"
 PAIRS = (
     re.compile(rf"an? \{{\}} (?:and|next to) {COMPANION}(?: (?:on|in|at) .*)?"),
@@ -47,17 +51,19 @@ FIGURES = ("taken for this one by the judge", "by its colours", "image alignment
 
 
 def main(names: list[str]) -> None:
-    """Print three lines a concept."""
+    """Print four lines a concept."""
     console, store = Console(width=160, highlight=False), Store()
     console.print(f"| | | {' | '.join(FIGURES)} |", markup=False)
     console.print("|---" * (2 + len(FIGURES)) + "|")
     for name in names or list(makers().SUBJECTS):
         concept = concepts.load(name)
         told = in_words(concept)
+        drawn = true(concept)
         subjects = {
             f'base model, "{concept.category}"': base(concept, concept.category, store),
             f'base model, "{told}"': base(concept, told, store),
-            "true drawings": true(concept),
+            "true drawings, through the VAE": through_vae(drawn),
+            "true drawings": drawn,
         }
         for subject, pictures in subjects.items():
             means = " | ".join(f"{value:.3f}" for value in measure(concept, pictures, store).values())
@@ -84,6 +90,18 @@ def base(concept: Concept, words: str, store: Store) -> list[bytes]:
 def true(concept: Concept, count: int = PICTURES) -> list[bytes]:
     """True drawings in the scenes of the prompts, `count` of each: encoded, prompt by prompt."""
     return [images.encode(draw(concept, prompt, number)) for prompt in concept.prompts for number in range(count)]
+
+
+def through_vae(pictures: Sequence[bytes]) -> list[bytes]:
+    """Pictures of the base model's size, encoded and decoded by its VAE."""
+    vae, back = load_vae(profiles.get("openmoji").model), []
+    with torch.inference_mode():
+        for start in range(0, len(pictures), BATCH):
+            batch = to_pixels([images.open_trusted(one) for one in pictures[start : start + BATCH]])
+            for shown in vae.decode(vae.encode(batch).latent_dist.mean).sample:
+                pixels = ((shown.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).round().byte().numpy()
+                back.append(images.encode(Image.fromarray(pixels)))
+    return back
 
 
 def measure(concept: Concept, pictures: list[bytes], store: Store) -> Mapping[str, float]:

@@ -3,9 +3,10 @@
     prefect deployment run pretrain/openmoji
 
 Hours on two cores. Every part is a stage of its own with checkpoints: killed, it goes on; changed, what hangs on it is
-made again. `start` goes on from an earlier base model's UNet, on scenes of another seed:
+made again. `start` goes on from an earlier base model's UNet, or from its decoder, on scenes of another seed:
 
     prefect deployment run pretrain/openmoji --param size=further --param start=data/models/openmoji --param seed=6
+    prefect deployment run pretrain/openmoji --param size=decoder --param start=data/models/openmoji --param seed=7
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ from tasks.stores import store
 
 @flow(name="pretrain")
 def pretrain(
-    size: Literal["full", "further", "smoke"] = "full",
+    size: Literal["full", "further", "decoder", "smoke"] = "full",
     steps: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     start: Path | None = None,
@@ -38,16 +39,17 @@ def pretrain(
 
     Args:
         size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
-            more of what people customize and more things in two colours; "smoke" shows in two minutes that everything works.
-        steps: of the UNet; empty takes the size's.
-        seed: of the scenes, and of the UNet's batches and noise; take another than before to go on with what is new.
-        start: a base model's folder to go on from; all but its UNet is kept as it is.
+            more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for half an hour, on
+            such scenes, with latents and UNet as they are; "smoke" shows in two minutes that everything works.
+        steps: of the UNet, or of the decoder; empty takes the size's.
+        seed: of the scenes, and of batches and noise; take another than before to go on with what is new.
+        start: a base model's folder to go on from; all that does not go on is kept as it is.
         against: another base model's folder, measured beside it.
         device: where it trains.
     """
-    if size == "further" and not start:
+    if size in ("further", "decoder") and not start:
         raise WeightsError(
-            'pretraining of size "further": found no start, need an earlier base model\'s folder; set start to '
+            f'pretraining of size "{size}": found no start, need an earlier base model\'s folder; set start to '
             "data/models/openmoji, or take the size full"
         )
     config, runtime = PRESETS[size].of(steps, seed), Runtime(device=device)
@@ -57,9 +59,12 @@ def pretrain(
     adopted = part.adopt(start) if start else None  # a folder that is none ends the run before hours of it
     drawn = part.scenes(config.world)
     parts = adopted or trained(drawn, config, runtime)
-    latents = part.latents(drawn, parts["vae"], runtime)
-    features = part.features(drawn, parts["tokenizer"], parts["clip"], runtime)
-    parts["unet"] = part.unet(latents, features, config.unet, runtime, parts.get("unet"))
+    if size == "decoder":
+        parts["vae"] = part.vae(drawn, config.vae, runtime, parts["vae"])
+    else:
+        latents = part.latents(drawn, parts["vae"], runtime)
+        features = part.features(drawn, parts["tokenizer"], parts["clip"], runtime)
+        parts["unet"] = part.unet(latents, features, config.unet, runtime, parts.get("unet"))
     model = part.assemble(parts)
     folder = store().path(model)
     models = {"openmoji": ModelSource(path=folder / "openmoji-sd")} | models

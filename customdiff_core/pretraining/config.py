@@ -83,6 +83,8 @@ class VaeConfig(TrainConfig):
     crop: int = Field(default=32, description="pixels a side of what it trains on")
     kl_weight: float = Field(default=1e-4, description="of KL(q || N(0, 1)) per latent value")
     gradient_weight: float = Field(default=1.0, description="of the difference of neighbouring pixels: keeps outlines")
+    chroma_weight: float = Field(default=0.0, description="of the difference in colour alone: keeps it on small parts")
+    encoder_frozen: bool = Field(default=False, description="train the decoder alone: latents stay those of a UNet")
 
 
 class UNetConfig(TrainConfig):
@@ -153,9 +155,12 @@ class PretrainConfig(Frozen):
         return SampleConfig(steps=25, guidance_scale=self.guidance_scale, batch_size=32, precision=native_precision())
 
     def of(self, steps: int | None, seed: int) -> "PretrainConfig":
-        """The same with another number of the UNet's steps, and another seed of scenes and UNet."""
-        unet = self.unet.model_copy(update={"seed": seed} | ({"steps": steps} if steps else {}))
-        return self.model_copy(update={"unet": unet, "world": self.world.model_copy(update={"seed": seed})})
+        """The same with another seed of the scenes, and other steps and seed of the UNet, or of a decoder that goes on."""
+        changed = {"seed": seed} | ({"steps": steps} if steps else {})
+        world = self.world.model_copy(update={"seed": seed})
+        if self.vae.encoder_frozen:
+            return self.model_copy(update={"vae": self.vae.model_copy(update=changed), "world": world})
+        return self.model_copy(update={"unet": self.unet.model_copy(update=changed), "world": world})
 
 
 # What people customize is what the web shows most of: photographs of cats and chairs there are more than of helicopters.
@@ -165,6 +170,18 @@ CUSTOMIZED = (
 FURTHER = PretrainConfig(
     world=WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.2, 0.4, 0.4)),
     unet=UNetConfig(steps=5_600, batch_size=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995, compiled=True),
+)
+DECODER = PretrainConfig(
+    world=WorldConfig(scenes=24_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.1, 0.3, 0.6)),
+    vae=VaeConfig(
+        steps=1_800,
+        batch_size=64,
+        learning_rate=5e-4,
+        warmup=50,
+        ema_decay=0.998,
+        chroma_weight=2.0,
+        encoder_frozen=True,
+    ),
 )
 SMOKE = PretrainConfig(
     world=WorldConfig(scenes=2_000, held_out=512, size=32),
@@ -187,4 +204,4 @@ SMOKE = PretrainConfig(
     ),
     validation=64,
 )  # fmt: skip
-PRESETS = {"full": PretrainConfig(), "further": FURTHER, "smoke": SMOKE}
+PRESETS = {"full": PretrainConfig(), "further": FURTHER, "decoder": DECODER, "smoke": SMOKE}

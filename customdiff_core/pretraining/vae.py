@@ -33,7 +33,7 @@ def vae(
     progress: Progress = silent,
     start: Artifact | None = None,
 ) -> Artifact:
-    """Train the autoencoder from nothing, or further.
+    """Train the autoencoder from nothing, or further: the whole, or the decoder alone.
 
     Returns:
         A `vae` artifact: a diffusers folder, whose scaling factor makes latents of unit variance, and history.parquet.
@@ -48,7 +48,8 @@ def vae(
         scratch = store.scratch(recipe.kind, recipe.key)
         made, history = pretrain(loss, loss.of_step, config, scratch=scratch, device=runtime.device, progress=progress)
         model = made.model
-        model.register_to_config(scaling_factor=_scale(model, seen))
+        if not config.encoder_frozen:
+            model.register_to_config(scaling_factor=_scale(model, seen))
         model.save_pretrained(folder)
         forget_paths(folder)
         tables.write(folder / "history.parquet", history)
@@ -58,11 +59,13 @@ def vae(
 
 
 class Reconstruction(nn.Module):
-    """How far a picture comes back: absolute and squared difference, that of neighbours, and a little KL."""
+    """How far a picture comes back: absolute and squared difference, that of neighbours and of colour, and a little KL."""
 
     def __init__(self, model: Any, seen: Corpus, config: VaeConfig) -> None:
         super().__init__()
         self.model, self.seen, self.config = model, seen, config
+        for part in (model.encoder, model.quant_conv) if config.encoder_frozen else ():
+            part.requires_grad_(False)
 
     def of_step(self, step: int) -> Tensor:
         """The loss of a step's own crops."""
@@ -82,11 +85,13 @@ class Reconstruction(nn.Module):
         noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures.device)
         back = self.model.decode(posterior.mean + posterior.std * noise).sample.float()
         difference = back - pictures
+        chroma = (difference - difference.mean(dim=1, keepdim=True)).abs().mean()
         edges = (difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()) / 2
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         pixels = difference.abs().mean() + 2 * difference.square().mean()
-        return pixels + self.config.gradient_weight * edges + self.config.kl_weight * divergence
+        weighted = self.config.gradient_weight * edges + self.config.chroma_weight * chroma
+        return pixels + weighted + self.config.kl_weight * divergence
 
 
 def build(config: VaeConfig, size: int) -> Any:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from customdiff_core import concepts
+from customdiff_core import concepts, images
 from customdiff_core.artifacts import Store
 from customdiff_core.errors import WorldError
 from customdiff_core.world.colours import COLOURS
@@ -42,6 +42,15 @@ def near(pixels: np.ndarray, colour: tuple[int, int, int], reach: int = 24) -> f
 def test_a_concept_can_be_said_in_words() -> None:
     assert ceiling.in_words(concepts.load("chair")) == "red and teal chair"
     assert ceiling.in_words(concepts.load("cat")).startswith("teal and ")
+
+
+def test_true_drawings_come_back_through_the_vae_nearly_as_they_were() -> None:
+    cat = concepts.load("cat")
+    drawn = [images.encode(ceiling.draw(cat, prompt, 0)) for prompt in cat.prompts[:3]]
+    back = ceiling.through_vae(drawn)
+    for one, other in zip(drawn, back, strict=True):
+        error = np.asarray(images.open_trusted(one)).astype(float) - np.asarray(images.open_trusted(other))
+        assert 0 < np.sqrt((error**2).mean()) < 20
 
 
 def test_what_a_prompt_leaves_open_the_number_chooses() -> None:

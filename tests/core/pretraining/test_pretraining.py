@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,31 @@ def test_a_vae_trained_longer_brings_pictures_back_better(parts: Parts) -> None:
     unseen = corpus.load(parts.store, parts.scenes, "held_out").pictures[:32]
     before, after = (vae.fidelity(vae.load(parts.store, one), unseen) for one in (parts.vae, longer))
     assert after > before + 1
+
+
+def test_a_decoder_goes_on_alone_and_latents_stay_what_they_were(parts: Parts) -> None:
+    further = SMOKE.vae.model_copy(update={"steps": 120, "warmup": 2, "seed": 5, "encoder_frozen": True})
+    made = vae.vae(parts.scenes, further, store=parts.store, start=parts.vae)
+    old, new = (vae.load(parts.store, one) for one in (parts.vae, made))
+    assert new.config.scaling_factor == old.config.scaling_factor
+    moved = {name for name, tensor in new.state_dict().items() if not torch.equal(tensor, old.state_dict()[name])}
+    assert {name.split(".")[0] for name in moved} == {"decoder", "post_quant_conv"}
+    unseen = corpus.load(parts.store, parts.scenes, "held_out").pictures[:32]
+    assert vae.fidelity(new, unseen) > vae.fidelity(old, unseen) + 1
+
+
+@pytest.mark.parametrize(("shift", "counts"), [((0.1, 0.1, 0.1), False), ((0.1, 0.0, -0.1), True)])
+def test_chroma_counts_colour_and_not_lightness(shift: tuple[float, float, float], counts: bool, parts: Parts) -> None:
+    seen = corpus.load(parts.store, parts.scenes, "training")
+    model = vae.load(parts.store, parts.vae)
+    model.decode = lambda latents: SimpleNamespace(sample=pictures + torch.tensor(shift)[:, None, None])
+    pictures = torch.zeros(2, 3, 32, 32)
+
+    def loss(weight: float) -> float:
+        config = SMOKE.vae.model_copy(update={"chroma_weight": weight})
+        return float(vae.Reconstruction(model, seen, config)(pictures, torch.Generator().manual_seed(0)))
+
+    assert loss(2.0) - loss(0.0) == pytest.approx(2 * 0.2 / 3 if counts else 0, abs=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
