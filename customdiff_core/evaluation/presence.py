@@ -4,7 +4,7 @@ The judge, a CLIP, reads captions that name every subset of the categories ("a c
 order or, of many, in one and its reverse; and two of one kind). A picture shows all when a caption that names all is nearest.
 What was taught seldom has its category's usual colour, so that a caption stands for itself in every colour: the mean of their
 embeddings (a prompt ensemble; Radford et al., arXiv:2103.00020, section 3.1.4). How good that is, is measured on the concepts'
-own pictures: each alone shows one, all of them side by side show all.
+true pictures: each alone shows one, all of them side by side show all.
 """
 
 from collections.abc import Sequence

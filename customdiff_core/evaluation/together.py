@@ -134,11 +134,8 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
 
 
 def _judge_rows(concepts: Sequence[Concept], judge: Judge, profile: Profile) -> list[tables.Row]:
-    """How often the judge of presence is right: on each concept's pictures alone, and on them side by side."""
-    alone = [
-        [one.read(picture, folder) for folder in ("images", "held_out") for picture in getattr(one, folder)]
-        for one in concepts
-    ]
+    """How often the judge of presence is right: on each concept's true pictures alone, and on them side by side."""
+    alone = [one.true_pictures() for one in concepts]
     pictures = [[images.decode(data, one.name) for data in group] for one, group in zip(concepts, alone, strict=True)]
     known = combinations_of(pictures) if all(pictures) else []
     together = [side_by_side(one, profile.augment.resolution) for one in known]
