@@ -3,8 +3,8 @@
 python -m deployments.ceiling cat dog         # by default every concept that is made of drawings
 
 The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions; once as they are and once
-as the VAE brings them back, which is the best that any method can draw. Beside them stand the base model, between which and them is
-all the room that a method has, and the base model told in words what the concept's colours are: what it cannot draw when told,
+as the VAE brings them back, through which all is drawn. Beside them stand the base model, between which and them is about
+the room that a method has, and the base model told in words what the concept's colours are: what it cannot draw when told,
 a few new keys and values will hardly teach it.
 """
 
