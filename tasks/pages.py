@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ LIMIT = 700_000  # bytes of one page: the UI loads a run's artifacts all at once
 SIDES = (96, 72, 48, 32)  # pixels of a thumbnail; the largest with which the page stays below the limit
 SHOWN = 24  # single pictures on a page
 COLUMNS = 6  # that the UI shows without scrolling
+LETTERS = 15  # of a line, so that it still does
 STRIP = 8  # images of one prompt beside each other
 PROMPTS_SHOWN = 40
 CHART_DPI = 130
@@ -134,7 +136,7 @@ def augmented(concept: Concept, training_set: Artifact, here: Store) -> str:
     def body(side: int) -> str:
         pictures = [figures.image_uri(figures.masked_view(view["image"], view["mask"], side)) for view in first]
         cells = [
-            (image(uri, view["prompt"]), escape(view["prompt"])) for uri, view in zip(pictures, first, strict=True)
+            (image(uri, view["prompt"]), _lines(view["prompt"])) for uri, view in zip(pictures, first, strict=True)
         ]
         return (
             f"The first {len(first)} views of {escape(concept.title)}, as they were drawn, each above its "
@@ -442,8 +444,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _lines(text: str) -> str:
+    """A longer text in a cell, broken into lines about as wide as a thumbnail."""
+    return "<br>".join(escape(line) for line in wrap(text, LETTERS, break_long_words=False, break_on_hyphens=False))
+
+
 def _grid(cells: Sequence[tuple[str, str]]) -> str:
-    """A table of pictures, each with its text below; cells do not wrap in the UI, so that texts must be short."""
+    """A table of pictures, each with its text below; cells do not wrap in the UI, so that texts are short or of `_lines`."""
     rows: list[list[str]] = []
     for start in range(0, len(cells), COLUMNS):
         part = [*cells[start : start + COLUMNS], *[("", "")] * COLUMNS][: min(COLUMNS, len(cells))]
