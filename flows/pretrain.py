@@ -39,7 +39,7 @@ def pretrain(
 
     Args:
         size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
-            more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for half an hour, on
+            more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for 15 minutes, on
             such scenes, with latents and UNet as they are; "smoke" shows in two minutes that everything works.
         steps: of the UNet, or of the decoder; empty takes the size's.
         seed: of the scenes, and of batches and noise; take another than before to go on with what is new.
