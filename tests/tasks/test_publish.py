@@ -166,9 +166,8 @@ def test_a_retrieval_that_fell_short_says_what_to_do(sent: list[tuple[str, str]]
 
 
 def test_the_augmentation_page_gives_every_views_prompt(built: dict[str, str]) -> None:
-    prompt = "photo of a<br>\\<teal\\-cat\\> cat"
-    small, near = "very small<br>photo of a<br>\\<teal\\-cat\\> cat", "zoomed in photo<br>of a \\<teal\\-cat\\><br>cat"
-    assert f"| {prompt} | {small} | {near} | {prompt} |" in built["augment"]
+    prompt = "photo of a<br>\\<teal\\-cat\\><br>cat"
+    assert f"| {prompt} | very small<br>{prompt} | zoomed in<br>{prompt} | {prompt} |" in built["augment"]
 
 
 def test_the_finetuning_page_has_every_preview(built: dict[str, str]) -> None:
