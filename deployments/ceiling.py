@@ -30,8 +30,9 @@ from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.identity import RATES, identity
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.finetuning.components import load_vae
-from customdiff_core.latents import to_pixels
-from customdiff_core.sampling import generate
+from customdiff_core.latents import encode_latents
+from customdiff_core.progress import silent
+from customdiff_core.sampling import decode_latents, generate
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.world import settings
@@ -39,7 +40,7 @@ from customdiff_core.world.colours import COLOURS, name_of
 from customdiff_core.world.drawings import Drawing, load_drawings
 from customdiff_core.world.scenes import PAIR_SCALES, SIDES, SIZES, Thing, picture_of, put, with_article
 
-PICTURES, SIZE, SHIFT, BATCH = 8, 64, 0.17, 16
+PICTURES, SIZE, SHIFT = 8, 64, 0.17
 COMPANION = rf"an? (?:(?P<colour>{'|'.join(COLOURS)}) )?(?P<category>[a-z ]+?)"
 PAIRS = (
     re.compile(rf"an? \{{\}} (?:and|next to) {COMPANION}(?: (?:on|in|at) .*)?"),
@@ -94,14 +95,10 @@ def true(concept: Concept, count: int = PICTURES) -> list[bytes]:
 
 def through_vae(pictures: Sequence[bytes]) -> list[bytes]:
     """Pictures of the base model's size, encoded and decoded by its VAE."""
-    vae, back = load_vae(profiles.get("openmoji").model), []
-    with torch.inference_mode():
-        for start in range(0, len(pictures), BATCH):
-            batch = to_pixels([images.open_trusted(one) for one in pictures[start : start + BATCH]])
-            for shown in vae.decode(vae.encode(batch).latent_dist.mean).sample:
-                pixels = ((shown.permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).round().byte().numpy()
-                back.append(images.encode(Image.fromarray(pixels)))
-    return back
+    model = profiles.get("openmoji").model
+    vae = load_vae(model)
+    mean, _ = encode_latents([images.open_trusted(one) for one in pictures], model, Runtime(device="cpu"), silent)
+    return [images.encode(one) for one in decode_latents(vae, torch.from_numpy(mean) * vae.config.scaling_factor)]
 
 
 def measure(concept: Concept, pictures: list[bytes], store: Store) -> Mapping[str, float]:

@@ -157,10 +157,9 @@ class PretrainConfig(Frozen):
     def of(self, steps: int | None, seed: int) -> "PretrainConfig":
         """The same with another seed of the scenes, and other steps and seed of the UNet, or of a decoder that goes on."""
         changed = {"seed": seed} | ({"steps": steps} if steps else {})
+        name, part = ("vae", self.vae) if self.vae.encoder_frozen else ("unet", self.unet)
         world = self.world.model_copy(update={"seed": seed})
-        if self.vae.encoder_frozen:
-            return self.model_copy(update={"vae": self.vae.model_copy(update=changed), "world": world})
-        return self.model_copy(update={"unet": self.unet.model_copy(update=changed), "world": world})
+        return self.model_copy(update={name: part.model_copy(update=changed), "world": world})
 
 
 # What people customize is what the web shows most of: photographs of cats and chairs there are more than of helicopters.

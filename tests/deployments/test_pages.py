@@ -47,6 +47,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     true: Any = dict.fromkeys(ceiling.FIGURES, 0.75)
     monkeypatch.setattr(ceiling, "measure", lambda *_: true)
     monkeypatch.setattr(ceiling, "true", lambda _: [])
+    monkeypatch.setattr(ceiling, "through_vae", lambda drawn: drawn)
 
 
 @pytest.mark.usefixtures("measured")
