@@ -3,10 +3,12 @@
     prefect deployment run pretrain/openmoji
 
 Hours on two cores. Every part is a stage of its own with checkpoints: killed, it goes on; changed, what hangs on it is
-made again. `start` goes on from an earlier base model's UNet, or from its decoder, on scenes of another seed:
+made again. `start` goes on from an earlier base model's UNet, from its decoder, or from its VAE and UNet, on scenes of
+another seed:
 
     prefect deployment run pretrain/openmoji --param size=further --param start=data/models/openmoji --param seed=6
     prefect deployment run pretrain/openmoji --param size=decoder --param start=data/models/openmoji --param seed=7
+    prefect deployment run pretrain/openmoji --param size=latents --param start=data/models/openmoji --param seed=8
 """
 
 from pathlib import Path
@@ -28,7 +30,7 @@ from tasks.stores import store
 
 @flow(name="pretrain")
 def pretrain(
-    size: Literal["full", "further", "decoder", "smoke"] = "full",
+    size: Literal["full", "further", "decoder", "latents", "smoke"] = "full",
     steps: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     start: Path | None = None,
@@ -40,14 +42,15 @@ def pretrain(
     Args:
         size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
             more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for 15 minutes, on
-            such scenes, with latents and UNet as they are; "smoke" shows in two minutes that everything works.
-        steps: of the UNet, or of the decoder; empty takes the size's.
+            such scenes, with latents and UNet as they are; "latents" takes the whole VAE on and then the UNet with its new
+            latents, for two hours; "smoke" shows in two minutes that everything works.
+        steps: of the UNet, or of the decoder where it goes on alone; empty takes the size's.
         seed: of the scenes, and of batches and noise; take another than before to go on with what is new.
         start: a base model's folder to go on from; all that does not go on is kept as it is.
         against: another base model's folder, measured beside it.
         device: where it trains.
     """
-    if size in ("further", "decoder") and not start:
+    if size not in ("full", "smoke") and not start:
         raise WeightsError(
             f'pretraining of size "{size}": found no start, need an earlier base model\'s folder; set start to '
             "data/models/openmoji, or take the size full"
@@ -59,9 +62,9 @@ def pretrain(
     adopted = part.adopt(start) if start else None  # a folder that is none ends the run before hours of it
     drawn = part.scenes(config.world)
     parts = adopted or trained(drawn, config, runtime)
-    if size == "decoder":
+    if start and "vae" in config.onward:
         parts["vae"] = part.vae(drawn, config.vae, runtime, parts["vae"])
-    else:
+    if "unet" in config.onward:
         latents = part.latents(drawn, parts["vae"], runtime)
         features = part.features(drawn, parts["tokenizer"], parts["clip"], runtime)
         parts["unet"] = part.unet(latents, features, config.unet, runtime, parts.get("unet"))

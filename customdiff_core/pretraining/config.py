@@ -148,6 +148,9 @@ class PretrainConfig(Frozen):
         default=384, ge=16, description="scenes of one thing that it is measured on; half as many of two"
     )
     guidance_scale: float = Field(default=5.0, ge=1, description="of the pictures that are measured")
+    onward: tuple[Literal["vae", "unet"], ...] = Field(
+        default=("unet",), description="the parts that are trained on where there is a model to go on from"
+    )
 
     @property
     def sample(self) -> SampleConfig:
@@ -155,11 +158,13 @@ class PretrainConfig(Frozen):
         return SampleConfig(steps=25, guidance_scale=self.guidance_scale, batch_size=32, precision=native_precision())
 
     def of(self, steps: int | None, seed: int) -> "PretrainConfig":
-        """The same with another seed of the scenes, and other steps and seed of the UNet, or of a decoder that goes on."""
-        changed = {"seed": seed} | ({"steps": steps} if steps else {})
-        name, part = ("vae", self.vae) if self.vae.encoder_frozen else ("unet", self.unet)
-        world = self.world.model_copy(update={"seed": seed})
-        return self.model_copy(update={name: part.model_copy(update=changed), "world": world})
+        """The same with another seed of the scenes and of the parts that go on, and other steps of the last of them."""
+        changed: dict[str, Frozen] = {"world": self.world.model_copy(update={"seed": seed})}
+        for name in self.onward:
+            part: TrainConfig = getattr(self, name)
+            longer = {"steps": steps} if steps and name == self.onward[-1] else {}
+            changed[name] = part.model_copy(update={"seed": seed} | longer)
+        return self.model_copy(update=changed)
 
 
 # What people customize is what the web shows most of: photographs of cats and chairs there are more than of helicopters.
@@ -181,6 +186,13 @@ DECODER = PretrainConfig(
         chroma_weight=2.0,
         encoder_frozen=True,
     ),
+    onward=("vae",),
+)
+LATENTS = FURTHER.model_copy(
+    update={
+        "vae": VaeConfig(steps=1_800, batch_size=64, learning_rate=7e-4, warmup=50, ema_decay=0.998, chroma_weight=2.0),
+        "onward": ("vae", "unet"),
+    }
 )
 SMOKE = PretrainConfig(
     world=WorldConfig(scenes=2_000, held_out=512, size=32),
@@ -203,4 +215,4 @@ SMOKE = PretrainConfig(
     ),
     validation=64,
 )  # fmt: skip
-PRESETS = {"full": PretrainConfig(), "further": FURTHER, "decoder": DECODER, "smoke": SMOKE}
+PRESETS = {"full": PretrainConfig(), "further": FURTHER, "decoder": DECODER, "latents": LATENTS, "smoke": SMOKE}
