@@ -4,6 +4,9 @@ With S the resolution, a concept picture is resized to U{S/3..S} two times out o
 Below 0.6 S it is pasted at a random place on an empty canvas and called "a far away" or "very small"; above S it is
 cropped and called "zoomed in" or "close up". The loss of a pasted view is masked to the pasted box.
 
+The paper's canvas says nothing of what surrounds a far thing, and nothing of it is learnt. Where a picture's border has one
+colour it is known how the picture goes on: with `flat_canvas` the canvas has that colour, and the loss counts all over.
+
 Where a picture has captions of its own, its views take turns between them and the instance prompt, which the paper has alone:
 a background that is named is not learnt as part of V*, and V* not as a thing of that background where it is sometimes not.
 
@@ -35,8 +38,11 @@ from customdiff_core.training_set import LATENTS, Size
 FAR = ("a far away ", "very small ")
 NEAR = ("zoomed in ", "close up ")
 PASTE_BELOW = 0.6  # of the resolution
+EMPTY = (127, 127, 127)  # mid-grey, which is zero for the VAE
+FLAT = 3  # levels of 255 by which a border of one colour may differ from it
 RATIOS = (1 / 2, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 2)  # of a bucket's width to its height
 Mask = npt.NDArray[np.float32]
+Colour = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -105,32 +111,41 @@ def draw_view(number: int, pictures: int, config: AugmentConfig, shapes: Sequenc
     )
 
 
-def render_view(picture: Image.Image, view: View, side: int, empty: int = 127) -> Image.Image:
-    """Make a view: RGB of its shape. Pasted views lie on mid-grey, which is zero for the VAE: an empty canvas."""
+def border_colour(picture: Image.Image, shape: Size) -> Colour | None:
+    """The one colour of an RGB picture's border, cropped to the proportions of a shape; None where it has several."""
+    pixels = np.asarray(images.center_crop(picture, shape)).astype(int)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    colour = np.median(border, axis=0).round().astype(int)
+    return tuple(colour.tolist()) if (np.abs(border - colour) <= FLAT).all() else None
+
+
+def render_view(picture: Image.Image, view: View, side: int, empty: Colour = EMPTY) -> Image.Image:
+    """Make a view: RGB of its shape. Pasted views lie on a canvas of this colour."""
     width, height = view.canvas(side)
     whole = images.center_crop(picture, (width, height))
     if view.flip:
         whole = ImageOps.mirror(whole)
     if view.scale < PASTE_BELOW * side:
-        canvas = Image.new("RGB", (width, height), (empty, empty, empty))
-        canvas.paste(whole.resize(view.box(side), Image.Resampling.LANCZOS), (view.left, view.top))
-        return canvas
+        pasted = Image.new("RGB", (width, height), empty)
+        pasted.paste(whole.resize(view.box(side), Image.Resampling.LANCZOS), (view.left, view.top))
+        return pasted
     if view.scale > side:
         large = whole.resize(view.box(side), Image.Resampling.LANCZOS)
         return large.crop((view.left, view.top, view.left + width, view.top + height))
     return whole.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def latent_mask(view: View, side: int, cells: int) -> Mask:
+def latent_mask(view: View, side: int, cells: int, known: bool = False) -> Mask:
     """Where the loss of a view counts: (h, w) of 0 and 1, `cells` of them along the resolution.
 
-    A pasted box is measured in latent cells and eroded by one on each side, since its border cells also see the canvas;
-    a box too small for that keeps its middle cell, so that a mask is never empty (a 0/0 in the loss).
+    All over where the canvas is `known`, a picture's own border going on in it. Else a pasted box is measured in latent
+    cells and eroded by one on each side, since its border cells also see the canvas; a box too small for that keeps its
+    middle cell, so that a mask is never empty (a 0/0 in the loss).
     """
     (width, height), (wide, high) = view.canvas(side), view.box(side)
     per_pixel = cells / side
     across, down = round(width * per_pixel), round(height * per_pixel)
-    if view.scale >= PASTE_BELOW * side:
+    if known or view.scale >= PASTE_BELOW * side:
         return np.ones((down, across), np.float32)
     mask = np.zeros((down, across), np.float32)
     mask[_eroded(view.top, high, per_pixel, down), _eroded(view.left, wide, per_pixel, across)] = 1
@@ -139,7 +154,7 @@ def latent_mask(view: View, side: int, cells: int) -> Mask:
 
 def opaque_mask(alpha: Image.Image, view: View, mask: Mask, side: int) -> Mask:
     """Narrow a view's mask to the cells that are mostly opaque in its picture; a mask that would be empty stays."""
-    rendered = render_view(alpha, view, side, empty=0).resize((mask.shape[1], mask.shape[0]), Image.Resampling.BOX)
+    rendered = render_view(alpha, view, side, (0, 0, 0)).resize((mask.shape[1], mask.shape[0]), Image.Resampling.BOX)
     narrowed = mask * (np.asarray(rendered, np.float32)[..., 0] > 127)
     return narrowed if narrowed.any() else mask
 
@@ -182,7 +197,11 @@ def augment(
         side = config.resolution
         shapes = [bucket(one.size, side) for one in pictures] if config.aspect_buckets else []
         views = [draw_view(number, len(pictures), config, shapes) for number in range(config.views)]
-        rendered = [render_view(pictures[view.picture], view, side) for view in views]
+        borders = [
+            border_colour(one, shapes[number] if shapes else (side, side)) if config.flat_canvas else None
+            for number, one in enumerate(pictures)
+        ]
+        rendered = [render_view(pictures[view.picture], view, side, borders[view.picture] or EMPTY) for view in views]
         prior = tables.read(store, regularization, "regularization").to_dict("records") if regularization else []
         regular = [images.open_trusted(hit["image"]) for hit in prior]
 
@@ -198,7 +217,10 @@ def augment(
             batch, before = [rendered[number] for number in members] + whole, len(view_rows) + len(prior_rows)
             mean, logvar = encode_latents(batch, profile.model, runtime, part_of(progress, before, total))
             cells = round(mean.shape[-1] * side / shape[0])
-            masks = [_mask(views[number], alphas[views[number].picture], side, cells) for number in members]
+            masks = [
+                _mask(view, alphas[view.picture], side, cells, borders[view.picture] is not None)
+                for view in (views[number] for number in members)
+            ]
             masks += [np.ones_like(masks[0])] * len(whole)
             encoded[shape] = (mean, logvar, np.stack(masks)[:, None])
             for row, number in enumerate(members):
@@ -212,8 +234,8 @@ def augment(
     return store.make(stages.augment(concept, regularization, profile, config), produce)
 
 
-def _mask(view: View, alpha: Image.Image | None, side: int, cells: int) -> Mask:
-    mask = latent_mask(view, side, cells)
+def _mask(view: View, alpha: Image.Image | None, side: int, cells: int, known: bool) -> Mask:
+    mask = latent_mask(view, side, cells, known)
     return mask if alpha is None else opaque_mask(alpha, view, mask, side)
 
 

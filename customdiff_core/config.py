@@ -101,6 +101,11 @@ class AugmentConfig(Frozen):
         description="train on a picture's own shape, cut to the nearest of a few of about equal area, instead of its middle "
         "square; a batch has one shape, and every regularization image is kept once in each that the pictures have",
     )
+    flat_canvas: bool = Field(
+        default=False,
+        description="lay the far views of a picture whose border has one colour on a canvas of it, and count the loss there "
+        "too; the paper's canvas is empty and does not count",
+    )
     alpha_masks: bool = Field(
         default=False, description="count the loss only where a picture with an alpha channel is opaque"
     )

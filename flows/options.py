@@ -119,6 +119,11 @@ class AugmentOptions(Frozen):
     aspect_buckets: bool = Field(
         default=False, description="train on each picture's own shape, not on its middle square"
     )
+    flat_canvas: bool | None = Field(
+        default=None,
+        description="lay far views of a picture whose border has one colour on a canvas of it, and learn that too; "
+        "empty: the profile's",
+    )
     alpha_masks: bool = Field(default=False, description="count the loss only where a picture is opaque")
 
     def resolve(self, profile: Profile, method: str = "custom-diffusion") -> AugmentConfig:

@@ -16,6 +16,7 @@ from customdiff_core.augmentation import (
     PASTE_BELOW,
     View,
     augment,
+    border_colour,
     bucket,
     draw_view,
     latent_mask,
@@ -148,6 +149,52 @@ def test_a_far_view_is_pasted_on_grey():
     inside[10:34, 30:54] = True
     assert (shown[inside] == [255, 0, 0]).all()
     assert (shown[~inside] == [127, 127, 127]).all()  # (127 / 127.5 - 1) is the VAE's zero
+
+
+def pasted(colour: str, touching: bool) -> Image.Image:
+    """A white square in the middle of a coloured picture, or at its lower edge."""
+    picture = Image.new("RGB", (96, 64), colour)
+    picture.paste("white", (40, 48 if touching else 24, 56, 64 if touching else 40))
+    return picture
+
+
+def test_the_border_that_counts_is_that_of_the_part_that_is_seen():
+    picture = pasted("red", touching=False)
+    picture.paste("blue", (0, 0, 8, 64))  # outside the middle square
+    assert border_colour(picture, (64, 64)) == (255, 0, 0)
+    assert border_colour(picture, (96, 64)) is None
+    assert border_colour(pasted("red", touching=True), (64, 64)) is None
+    assert border_colour(Image.effect_noise((64, 64), 40).convert("RGB"), (64, 64)) is None
+
+
+def test_what_a_compressed_picture_has_of_noise_leaves_a_border_its_one_colour():
+    noise = np.random.default_rng(0).integers(-2, 3, (64, 64, 3))
+    assert border_colour(Image.fromarray((np.full((64, 64, 3), 200) + noise).astype(np.uint8)), (64, 64)) == (200,) * 3
+
+
+def test_on_a_canvas_of_its_borders_colour_a_far_picture_goes_on_and_counts_all_over():
+    picture, far = pasted("red", touching=False), view(24, top=10, left=30)
+    shown = np.asarray(render_view(picture, far, 64, border_colour(picture, (64, 64)) or (0, 0, 0))).astype(int)
+    assert (shown[..., 0] >= 250).all()
+    assert (shown[..., 1] > 128).sum() == pytest.approx(6 * 6, abs=8)  # the white square, at 24 of 64
+    assert latent_mask(far, 64, 16, known=True).all()
+    assert not latent_mask(far, 64, 16).all()
+
+
+def test_far_views_of_a_flat_picture_are_learnt_whole_where_that_is_asked_for(chain):
+    flat = [border_colour(images.decode(chain.concept.read(one), one.name), (64, 64)) for one in chain.concept.images]
+    assert any(flat)
+    for asked in (True, False):
+        config = chain.augment_config.model_copy(update={"flat_canvas": asked, "views": 36})
+        made = augment(chain.concept, None, chain.profile, config, store=chain.store)
+        table = tables.read(chain.store, made, "examples")
+        rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+        latents = load_latents(chain.store.path(made) / "latents.safetensors", rows)
+        views = [draw_view(number, len(flat), config) for number in range(36)]
+        far = [one for one in views if one.scale < 0.6 * 64]
+        whole = [bool(latents[number].mask.all()) for number in range(36)]
+        assert far
+        assert whole == [one not in far or (asked and flat[one.picture] is not None) for one in views]
 
 
 def test_a_near_view_is_a_crop():
