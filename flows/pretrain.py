@@ -43,7 +43,7 @@ def pretrain(
         size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
             more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for 15 minutes, on
             such scenes, with latents and UNet as they are; "latents" takes the whole VAE on and then the UNet with its new
-            latents, for two hours; "smoke" shows in two minutes that everything works.
+            latents, for an hour and a quarter; "smoke" shows in two minutes that everything works.
         steps: of the UNet, or of the decoder where it goes on alone; empty takes the size's.
         seed: of the scenes, and of batches and noise; take another than before to go on with what is new.
         start: a base model's folder to go on from; all that does not go on is kept as it is.

@@ -190,7 +190,8 @@ DECODER = PretrainConfig(
 )
 LATENTS = FURTHER.model_copy(
     update={
-        "vae": VaeConfig(steps=1_800, batch_size=64, learning_rate=7e-4, warmup=50, ema_decay=0.998, chroma_weight=2.0),
+        "vae": VaeConfig(steps=3_600, batch_size=64, learning_rate=1e-3, warmup=50, ema_decay=0.998, chroma_weight=2.0),
+        "unet": FURTHER.unet.model_copy(update={"steps": 2_400}),
         "onward": ("vae", "unet"),
     }
 )
