@@ -1,4 +1,4 @@
-"""The flow `pretrain`, before it begins."""
+"""The flow `pretrain`: what it asks for before it begins, and which parts a size trains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +47,6 @@ def test_a_model_goes_on_in_its_sizes_parts_alone(
     size: Literal["further", "decoder", "latents"], trained: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     told: list[str] = []
-    fresh = ("tokenizer", "clip", "dino")
 
     def latents(scenes: str, vae: str, runtime: Runtime) -> str:
         told.append(f"latents of {vae}")
@@ -70,7 +69,9 @@ def test_a_model_goes_on_in_its_sizes_parts_alone(
         "unet": on("unet"),
         "assemble": lambda parts: sorted(parts.values()),
         "validate": lambda *inputs: "figures",
-        **dict.fromkeys(fresh, lambda *inputs: pytest.fail("a part that is kept was made anew")),
+        **dict.fromkeys(
+            ("tokenizer", "clip", "dino"), lambda *inputs: pytest.fail("a part that is kept was made anew")
+        ),
     }
     monkeypatch.setattr(flows.pretrain, "part", SimpleNamespace(**stubs))
     monkeypatch.setattr(flows.pretrain, "store", lambda: SimpleNamespace(path=lambda artifact: tmp_path))
