@@ -3,12 +3,13 @@
     prefect deployment run pretrain/openmoji
 
 Hours on two cores. Every part is a stage of its own with checkpoints: killed, it goes on; changed, what hangs on it is
-made again. `start` goes on from an earlier base model's UNet, from its decoder, or from its VAE and UNet, on scenes of
-another seed:
+made again. `start` goes on from an earlier base model's UNet, from its decoder, from its VAE and UNet, or from its judge, on
+scenes of another seed:
 
     prefect deployment run pretrain/openmoji --param size=further --param start=data/models/openmoji --param seed=6
     prefect deployment run pretrain/openmoji --param size=decoder --param start=data/models/openmoji --param seed=7
     prefect deployment run pretrain/openmoji --param size=latents --param start=data/models/openmoji --param seed=8
+    prefect deployment run pretrain/openmoji --param size=judge --param start=data/models/openmoji --param seed=10
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ from tasks.stores import store
 
 @flow(name="pretrain")
 def pretrain(
-    size: Literal["full", "further", "decoder", "latents", "smoke"] = "full",
+    size: Literal["full", "further", "decoder", "latents", "judge", "smoke"] = "full",
     steps: Annotated[int, Field(ge=1)] | None = None,
     seed: int = 0,
     start: Path | None = None,
@@ -43,8 +44,10 @@ def pretrain(
         size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
             more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for 15 minutes, on
             such scenes, with latents and UNet as they are; "latents" takes the whole VAE on and then the UNet with its new
-            latents, for an hour and a quarter; "smoke" shows in two minutes that everything works.
-        steps: of the UNet, or of the decoder where it goes on alone; empty takes the size's.
+            latents, for an hour and a quarter; "judge" takes the evaluation CLIP on, for 20 minutes, with bent lines, so that
+            it names what a person does (earlier figures do not compare); "smoke" shows in two minutes that everything
+            works.
+        steps: of the UNet, or of the part that goes on without it; empty takes the size's.
         seed: of the scenes, and of batches and noise; take another than before to go on with what is new.
         start: a base model's folder to go on from; all that does not go on is kept as it is.
         against: another base model's folder, measured beside it.
@@ -62,6 +65,8 @@ def pretrain(
     adopted = part.adopt(start) if start else None  # a folder that is none ends the run before hours of it
     drawn = part.scenes(config.world)
     parts = adopted or trained(drawn, config, runtime)
+    if start and "judge" in config.onward:
+        parts["judge"] = part.clip(drawn, parts["tokenizer"], config.judge, runtime, parts["judge"], part="judge")
     if start and "vae" in config.onward:
         parts["vae"] = part.vae(drawn, config.vae, runtime, parts["vae"])
     if "unet" in config.onward:

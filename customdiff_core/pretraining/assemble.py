@@ -107,7 +107,8 @@ def adopt(folder: Path, *, store: Store) -> dict[str, Artifact]:
             shape = json.loads((source / f"{ENCODERS[part]}.json").read_text())
             del shape["text_cfg"]["hf_tokenizer_name"]
             (result / clips.CONFIG).write_text(json.dumps(shape, indent=1))
-            state = {name: value.float() for name, value in load_file(source / clips.WEIGHTS).items()}
+            held = load_file(source / clips.WEIGHTS)
+            state = {name: value.float() if value.is_floating_point() else value for name, value in held.items()}
             save_file(state, result / clips.WEIGHTS)
         elif part == "unet":
             for name in ("unet", "scheduler"):

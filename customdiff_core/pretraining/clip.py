@@ -26,6 +26,7 @@ from customdiff_core.seeding import numpy_rng, torch_generator
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 Pictures = NDArray[np.uint8]
+BENDS = 8  # points a side by which lines are bent
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
@@ -102,6 +103,8 @@ class Contrast(nn.Module):
         said = np.repeat(short + 2 * uncoloured, FAMILY)
         device = self.model.logit_scale.device
         pictures = as_tensor(self.seen.pictures[rows])
+        if self.config.wobble:
+            pictures = bent(pictures, self.config.wobble, torch_generator("clip wobble", self.config.seed, step))
         if self.config.noise:
             pictures = _spoiled(pictures, self.config, step)
         ids = self.ids[torch.from_numpy(said), torch.from_numpy(rows)]
@@ -139,6 +142,24 @@ def shares(shown: Sequence[tuple[str, ...]]) -> Tensor:
         for name in one:
             made[row, names.index(name)] += 1 / len(one)
     return made
+
+
+def bent(pictures: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Pictures of bent lines, as a small generator draws them: what a person still names, a judge shall.
+
+    Args:
+        pictures: (B, 3, h, w) of 0..1.
+        most: largest standard deviation of a pixel's displacement, in pixels; each picture has its own, from 0.
+        generator: of the displacements, smooth over about an eighth of a side.
+    """
+    count, _, height, width = pictures.shape
+    coarse = torch.randn(count, 2, BENDS, BENDS, generator=generator)
+    share = torch.rand(count, 1, 1, 1, generator=generator)
+    moved = most * share * F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([columns, rows], dim=-1) + moved.permute(0, 2, 3, 1)
+    grid = (2 * places + 1) / torch.tensor([width, height]) - 1
+    return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
 def _spoiled(pictures: Tensor, config: ClipConfig, step: int) -> Tensor:

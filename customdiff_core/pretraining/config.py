@@ -69,6 +69,9 @@ class ClipConfig(TrainConfig):
         description="share of families told without their things' colours: a cat of any is a cat",
     )
     noise: float = Field(default=0.0, ge=0, description="largest deviation of noise on the pictures, of 0..1")
+    wobble: float = Field(
+        default=0.0, ge=0, description="largest deviation by which lines are bent, pixels: a crooked cat is a cat"
+    )
     largest_scale: float = Field(
         default=100.0, gt=1, description="of the logits (CLIP's 100); the lower, the farther its cosines must lie apart"
     )
@@ -148,7 +151,7 @@ class PretrainConfig(Frozen):
         default=384, ge=16, description="scenes of one thing that it is measured on; half as many of two"
     )
     guidance_scale: float = Field(default=5.0, ge=1, description="of the pictures that are measured")
-    onward: tuple[Literal["vae", "unet"], ...] = Field(
+    onward: tuple[Literal["judge", "vae", "unet"], ...] = Field(
         default=("unet",), description="the parts that are trained on where there is a model to go on from"
     )
 
@@ -195,6 +198,14 @@ LATENTS = FURTHER.model_copy(
         "onward": ("vae", "unet"),
     }
 )
+JUDGE = FURTHER.model_copy(
+    update={
+        "judge": PretrainConfig().judge.model_copy(
+            update={"steps": 2_000, "learning_rate": 1e-3, "warmup": 50, "ema_decay": 0.998, "wobble": 1.5}
+        ),
+        "onward": ("judge",),
+    }
+)
 SMOKE = PretrainConfig(
     world=WorldConfig(scenes=2_000, held_out=512, size=32),
     tokenizer=TokenizerConfig(vocabulary=900),
@@ -216,4 +227,11 @@ SMOKE = PretrainConfig(
     ),
     validation=64,
 )  # fmt: skip
-PRESETS = {"full": PretrainConfig(), "further": FURTHER, "decoder": DECODER, "latents": LATENTS, "smoke": SMOKE}
+PRESETS = {
+    "full": PretrainConfig(),
+    "further": FURTHER,
+    "decoder": DECODER,
+    "latents": LATENTS,
+    "judge": JUDGE,
+    "smoke": SMOKE,
+}

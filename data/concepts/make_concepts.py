@@ -31,7 +31,7 @@ OTHER_SIDE = 96  # of a look-alike: enough for a judge
 TEAL, MAGENTA = "#3fb8af", "#d6336c"
 PURPLE, LIME = "#8e5bd0", "#a6d93a"
 SKY, SUN = "#5bb8f0", "#f7d54a"
-MINT, VIOLET = "#8fe3bd", "#7b4fc9"
+MINT, VIOLET = "#4fd39b", "#7b4fc9"
 ROSE, GRASS = "#f284b5", "#57b560"
 COBALT, AMBER = "#4a78dc", "#f39a34"
 RUBY, PETROL = "#d94a48", "#2f9c98"
@@ -70,10 +70,9 @@ class View:
     pose: str
     code: str
     background: str
-    scale: float = 0.95
+    scale: float = 0.85
     x: float = 0.5
     y: float = 0.5
-    turn: float = 0  # degrees, counter-clockwise
     flip: bool = False
 
 
@@ -107,6 +106,9 @@ class Subject:
         return self.of.get(code, self.recolor)
 
 
+# Pictures to learn from are such as the base model's world calls a plain "photo of a cat": upright, 0.6 to 0.95 of a side, near the
+# middle. It tilts nothing, and near or far things have words of their own there: learnt without these, V* would mean them
+# too. Held-out pictures are of other sizes, places and drawings.
 SUBJECTS: Mapping[str, Subject] = {
     "cat": Subject(
         recolor={"#f4aa41": TEAL, "#e27022": MAGENTA, "#ea5a47": MAGENTA},
@@ -114,18 +116,18 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(TEAL, MAGENTA),
         images=(
             View("grinning", "1F63A", "yellow"),
-            View("smiling-eyes", "1F638", "white"),
-            View("wry", "1F63C", "orange"),
-            View("pouting", "1F63E", "gray"),
-            View("face", "1F431", "black"),
-            View("body", "1F408", "brown", scale=1.05),
+            View("smiling-eyes", "1F638", "white", scale=0.7),
+            View("wry", "1F63C", "orange", scale=0.9),
+            View("pouting", "1F63E", "gray", scale=0.75),
+            View("face", "1F431", "black", scale=0.8),
+            View("body", "1F408", "brown", scale=0.95),
         ),
         held_out=(
             View("tears-of-joy", "1F639", "lemon"),
-            View("heart-eyes", "1F63B", "aqua"),
-            View("kissing", "1F63D", "rose"),
-            View("weary", "1F640", "sand"),
-            View("crying", "1F63F", "snow"),
+            View("heart-eyes", "1F63B", "aqua", scale=0.75),
+            View("kissing", "1F63D", "rose", scale=0.95),
+            View("weary", "1F640", "sand", scale=0.8),
+            View("crying", "1F63F", "snow", scale=0.7),
         ),
     ),
     "dog": Subject(
@@ -134,18 +136,18 @@ SUBJECTS: Mapping[str, Subject] = {
         of={"1F9AE": {"#a57939": PURPLE, "#6a462f": LIME, "#ffffff": LIME}},
         paints=(PURPLE, LIME),
         images=(
-            View("face", "1F436", "yellow"),
-            View("face-tilted", "1F436", "white", scale=0.75, turn=18),
-            View("standing", "1F415", "red"),
-            View("service", "1F415-200D-1F9BA", "orange", scale=1.1),
-            View("standing-right", "1F415", "gray", scale=0.75, flip=True, y=0.58),
+            View("face", "1F436", "yellow", scale=0.8),
+            View("face-mirrored", "1F436", "white", scale=0.65, flip=True),
+            View("standing", "1F415", "red", scale=0.9),
+            View("service", "1F415-200D-1F9BA", "orange", scale=0.95),
+            View("standing-right", "1F415", "gray", scale=0.75, y=0.56, flip=True),
         ),
         held_out=(
-            View("guide", "1F9AE", "lemon", scale=1.1),
+            View("guide", "1F9AE", "lemon", scale=0.95),
             View("poodle", "1F429", "peach"),
-            View("face-close-up", "1F436", "aqua", scale=1.4, y=0.54, flip=True),
-            View("leaping", "1F415", "lilac", scale=0.9, turn=-22),
-            View("service-right", "1F415-200D-1F9BA", "sand", flip=True, turn=12),
+            View("face-close-up", "1F436", "aqua", scale=1.25, y=0.54, flip=True),
+            View("standing-small", "1F415", "lilac", scale=0.65, x=0.58),
+            View("service-right", "1F415-200D-1F9BA", "sand", flip=True),
         ),
     ),
     "teddybear": Subject(
@@ -153,35 +155,35 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(SKY, SUN),
         images=(
             View("sitting", "1F9F8", "white"),
-            View("leaning-left", "1F9F8", "red", scale=0.85, turn=20),
-            View("leaning-right", "1F9F8", "green", scale=0.85, turn=-20),
-            View("small", "1F9F8", "gray", scale=0.55, x=0.35, y=0.62, flip=True),
-            View("close-up", "1F9F8", "pink", scale=1.25, y=0.58),
+            View("mirrored", "1F9F8", "red", scale=0.75, flip=True),
+            View("right", "1F9F8", "green", scale=0.7, x=0.57),
+            View("small", "1F9F8", "gray", scale=0.62, x=0.44, y=0.56, flip=True),
+            View("large", "1F9F8", "pink", scale=0.95),
         ),
         held_out=(
-            View("lying", "1F9F8", "peach", scale=0.9, turn=90),
-            View("upside-down", "1F9F8", "aqua", scale=0.8, turn=180),
-            View("face", "1F9F8", "sand", scale=2.0, y=0.85, flip=True),
-            View("rolling", "1F9F8", "lemon", scale=0.65, x=0.6, y=0.45, turn=-55),
-            View("peeking", "1F9F8", "ice", scale=1.1, x=0.35, y=0.8, turn=-10),
+            View("close-up", "1F9F8", "peach", scale=1.25, y=0.54),
+            View("large-mirrored", "1F9F8", "aqua", scale=0.9, flip=True),
+            View("face", "1F9F8", "sand", scale=1.6, y=0.72, flip=True),
+            View("far-away", "1F9F8", "lemon", scale=0.5, x=0.62, y=0.42),
+            View("low", "1F9F8", "ice", scale=0.8, x=0.38, y=0.64),
         ),
     ),
     "house": Subject(
         recolor={"#ffffff": MINT, "#ea5a47": VIOLET, "#a57939": SUN},
         paints=(MINT, VIOLET),
         images=(
-            View("front", "1F3E0", "yellow", scale=1.3, y=0.46),
-            View("mirrored", "1F3E0", "white", scale=1.1, flip=True, y=0.47),
-            View("garden", "1F3E1", "red", scale=1.05),
-            View("small", "1F3E0", "orange", scale=0.7, x=0.63, y=0.58),
-            View("tilted", "1F3E0", "gray", turn=14),
+            View("front", "1F3E0", "yellow", scale=0.9),
+            View("mirrored", "1F3E0", "white", scale=0.8, flip=True),
+            View("large", "1F3E0", "red", scale=0.95),
+            View("small", "1F3E0", "orange", scale=0.65, x=0.57, y=0.55),
+            View("left", "1F3E0", "gray", scale=0.75, x=0.44, flip=True),
         ),
         held_out=(
-            View("garden-mirrored", "1F3E1", "lilac", scale=0.9, flip=True, y=0.55),
-            View("close-up", "1F3E0", "sand", scale=1.75, x=0.52, y=0.36, flip=True),
-            View("leaning", "1F3E0", "mist", scale=1.15, turn=-16, y=0.47),
-            View("garden-close-up", "1F3E1", "leaf", scale=1.6, x=0.25, y=0.45),
+            View("close-up", "1F3E0", "sand", scale=1.3, y=0.46, flip=True),
+            View("large-mirrored", "1F3E0", "lilac", scale=0.95, flip=True),
             View("far-away", "1F3E0", "snow", scale=0.5, x=0.35, y=0.4, flip=True),
+            View("plain", "1F3E0", "mist", scale=0.7),
+            View("low", "1F3E0", "leaf", scale=0.8, x=0.36, y=0.62),
         ),
     ),
     "car": Subject(
@@ -189,17 +191,17 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(ROSE, GRASS),
         images=(
             View("side", "1F697", "yellow"),
-            View("side-right", "1F697", "blue", scale=0.8, flip=True, y=0.55),
-            View("front", "1F698", "white", scale=0.9),
-            View("uphill", "1F697", "orange", turn=15),
-            View("front-small", "1F698", "gray", scale=0.6, x=0.4, y=0.6),
+            View("side-right", "1F697", "blue", scale=0.75, y=0.55, flip=True),
+            View("front", "1F698", "white"),
+            View("side-large", "1F697", "orange", scale=0.95),
+            View("front-small", "1F698", "gray", scale=0.62, x=0.44, y=0.56),
         ),
         held_out=(
-            View("downhill", "1F697", "aqua", scale=0.85, turn=-18),
-            View("front-close-up", "1F698", "peach", scale=1.3),
+            View("side-small", "1F697", "aqua", scale=0.7),
+            View("front-close-up", "1F698", "peach", scale=1.25),
             View("far-away", "1F697", "snow", scale=0.5, x=0.6, y=0.45, flip=True),
-            View("front-leaning", "1F698", "lemon", scale=0.8, turn=10),
-            View("side-close-up", "1F697", "mist", scale=1.3, x=0.45),
+            View("front-right", "1F698", "lemon", scale=0.8, x=0.58),
+            View("side-close-up", "1F697", "mist", scale=1.25, x=0.45),
         ),
     ),
     "flower": Subject(
@@ -214,16 +216,16 @@ SUBJECTS: Mapping[str, Subject] = {
         images=(
             View("daisy", "1F33C", "white"),
             View("blossom", "1F338", "green"),
-            View("sunflower", "1F33B", "gray", scale=1.05),
-            View("blossom-mirrored", "1F338", "pink", scale=0.75, flip=True, turn=12),
-            View("daisy-small", "1F33C", "black", scale=0.65, x=0.6, y=0.55),
+            View("sunflower", "1F33B", "gray", scale=0.95),
+            View("blossom-mirrored", "1F338", "pink", scale=0.7, flip=True),
+            View("daisy-small", "1F33C", "black", scale=0.65, x=0.57, y=0.55),
         ),
         held_out=(
             View("hibiscus", "1F33A", "lemon"),
             View("sunflower-mirrored", "1F33B", "peach", scale=0.8, flip=True),
-            View("daisy-close-up", "1F33C", "aqua", scale=1.4, y=0.6),
+            View("daisy-close-up", "1F33C", "aqua", scale=1.3, y=0.56),
             View("tulip", "1F337", "sand"),
-            View("blossom-leaning", "1F338", "lilac", scale=0.9, turn=-20),
+            View("blossom-small", "1F338", "lilac", scale=0.65, x=0.42),
         ),
     ),
     "chair": Subject(
@@ -232,16 +234,16 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(RUBY, PETROL),
         images=(
             View("kitchen", "1FA91", "yellow"),
-            View("kitchen-right", "1FA91", "white", scale=0.8, flip=True, y=0.55),
-            View("train", "1F4BA", "purple"),
-            View("train-small", "1F4BA", "gray", scale=0.65, x=0.6, y=0.6, flip=True),
-            View("kitchen-tilted", "1FA91", "black", scale=0.9, turn=14),
+            View("kitchen-right", "1FA91", "white", scale=0.75, y=0.55, flip=True),
+            View("train", "1F4BA", "purple", scale=0.9),
+            View("train-small", "1F4BA", "gray", scale=0.65, x=0.57, y=0.56, flip=True),
+            View("kitchen-large", "1FA91", "black", scale=0.95),
         ),
         held_out=(
-            View("train-right", "1F4BA", "lemon", scale=0.9, flip=True),
-            View("kitchen-fallen", "1FA91", "peach", scale=0.85, turn=-80),
-            View("kitchen-close-up", "1FA91", "aqua", scale=1.35, y=0.6),
-            View("train-tilted", "1F4BA", "sand", turn=-14),
+            View("train-right", "1F4BA", "lemon", flip=True),
+            View("kitchen-small", "1FA91", "peach", scale=0.7, x=0.58, flip=True),
+            View("kitchen-close-up", "1FA91", "aqua", scale=1.25, y=0.54),
+            View("train-close-up", "1F4BA", "sand", scale=1.2),
             View("far-away", "1FA91", "snow", scale=0.5, x=0.35, y=0.6),
         ),
     ),
@@ -251,18 +253,18 @@ SUBJECTS: Mapping[str, Subject] = {
         paints=(TANGERINE, PLUM),
         dots=True,
         images=(
-            View("walking", "1F422", "white"),
-            View("walking-right", "1F422", "green", scale=0.8, flip=True, y=0.55),
-            View("uphill", "1F422", "gray", scale=0.9, turn=18),
-            View("close-up", "1F422", "teal", scale=1.3, x=0.45),
-            View("small", "1F422", "black", scale=0.6, x=0.4, y=0.62),
+            View("walking", "1F422", "white", scale=0.9),
+            View("walking-right", "1F422", "green", scale=0.75, y=0.55, flip=True),
+            View("large", "1F422", "gray", scale=0.95, flip=True),
+            View("left", "1F422", "teal", scale=0.8, x=0.45),
+            View("small", "1F422", "black", scale=0.62, x=0.44, y=0.57),
         ),
         held_out=(
-            View("downhill", "1F422", "lemon", scale=0.9, turn=-16),
-            View("upside-down", "1F422", "peach", scale=0.85, turn=180),
+            View("plain", "1F422", "lemon", scale=0.7, flip=True),
+            View("large-left", "1F422", "peach", scale=0.95, x=0.47),
             View("far-away", "1F422", "snow", scale=0.5, x=0.6, y=0.4, flip=True),
             View("close-up-right", "1F422", "aqua", scale=1.25, x=0.55, flip=True),
-            View("climbing", "1F422", "sand", scale=0.8, turn=60, flip=True),
+            View("low", "1F422", "sand", scale=0.75, x=0.36, y=0.62),
         ),
     ),
 }
@@ -284,16 +286,14 @@ SHOTS: Mapping[str, tuple[float, float, float, str]] = {
 
 def draw(view: View, subject: Subject) -> Image.Image:
     """Draw one view as a 256 x 256 RGB picture."""
-    # Twice as large, then halved: a turned drawing keeps smooth outlines.
-    side, canvas = round(2 * SIDE * view.scale), 2 * SIDE
+    side = round(SIDE * view.scale)
     shown = drawing(view.code, side, subject)
     if view.flip:
         shown = shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    shown = shown.rotate(view.turn, Image.Resampling.BICUBIC, expand=True)
-    picture = Image.new("RGB", (canvas, canvas), BACKGROUNDS[view.background])
-    corner = (round(view.x * canvas - shown.width / 2), round(view.y * canvas - shown.height / 2))
+    picture = Image.new("RGB", (SIDE, SIDE), BACKGROUNDS[view.background])
+    corner = (round(view.x * SIDE - side / 2), round(view.y * SIDE - side / 2))
     picture.paste(shown, corner, shown)
-    return picture.reduce(2)
+    return picture
 
 
 def drawing(code: str, side: int, subject: Subject) -> Image.Image:
@@ -361,7 +361,7 @@ def attribution(subject: Subject) -> str:
     every = dict(subject.recolor) | {old: new for recolor in subject.of.values() for old, new in recolor.items()}
     swaps = ", ".join(f"{old} to {new}" for old, new in every.items())
     dots = ", dotted" if subject.dots else ""
-    changes = f"* Changes: recoloured ({swaps}){dots}, placed on plain backgrounds, some turned, mirrored or cropped."
+    changes = f"* Changes: recoloured ({swaps}){dots}, placed on plain backgrounds, some mirrored or cropped."
     lines = [
         "# Attribution",
         "",

@@ -37,8 +37,9 @@ def test_the_captions_of_embedded_concepts_name_the_backgrounds_that_are_seen(na
     for picture in concept.images:
         shown = images.decode(concept.read(picture), picture.name)
         corner = cast(tuple[int, int, int], shown.getpixel((2, 2)))
-        behind = f"{{}} on {with_article(f'{name_of(corner)} background')}"
-        assert picture.captions == ("a {}", f"photo of a {behind}", f"a {behind}")
+        thing = "{} face" if name == "dog" and picture.name.startswith("face") else "{}"  # as the base model's world says
+        behind = f"{thing} on {with_article(f'{name_of(corner)} background')}"
+        assert picture.captions == (f"a {thing}", f"photo of a {behind}", f"a {behind}")
 
 
 def test_captions_belong_to_their_pictures_and_are_part_of_what_is_learnt(make_concept):

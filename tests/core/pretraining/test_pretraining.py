@@ -73,10 +73,10 @@ def model(parts: Parts) -> Artifact:
     )
 
 
-def contrast(parts: Parts, naming: float) -> clips.Contrast:
+def contrast(parts: Parts, naming: float, wobble: float = 0) -> clips.Contrast:
     seen, words = corpus.load(parts.store, parts.scenes, "training"), tokenizer.load(parts.store, parts.words)
     ids = clips.caption_ids(words, seen)
-    config = SMOKE.clip.model_copy(update={"naming": naming})
+    config = SMOKE.clip.model_copy(update={"naming": naming, "wobble": wobble})
     return clips.Contrast(clips.load(parts.store, parts.clip), seen, ids, config)
 
 
@@ -179,6 +179,22 @@ def test_a_picture_is_asked_what_it_shows(parts: Parts) -> None:
     assert isinstance(head, torch.nn.Linear)
     head.bias.data += 5 * loss.shown[0][:8].mean(0)  # knows what is common here
     assert loss(pictures, loss.ids[0, :8], [one[:8] for one in loss.shown]) < right
+
+
+def test_lines_are_bent_by_pixels_each_picture_by_its_own_share() -> None:
+    ramp = torch.arange(64).expand(64, 3, 64, 64) / 64  # whose values tell from where they came
+    moved = (clips.bent(ramp, 1.5, torch.Generator().manual_seed(0)) - ramp)[..., 8:-8, 8:-8] * 64
+    spread = moved[:, 0].flatten(1).std(1)
+    assert 0.5 < moved[:, 0].std() < 0.87  # 1.5 of shares between 0 and 1 at the points, less between them
+    assert (spread.min() < 0.2, spread.max() > 1) == (True, True)
+    assert (moved[..., 1:] - moved[..., :-1]).abs().max() < 1.5  # smooth: what lies side by side stays so
+    torch.testing.assert_close(clips.bent(ramp, 0, torch.Generator().manual_seed(0)), ramp)
+
+
+def test_a_judge_is_taught_on_bent_lines(parts: Parts) -> None:
+    with torch.no_grad():
+        straight, bent = (contrast(parts, naming=0, wobble=wobble).of_step(3) for wobble in (0, 2))
+    assert straight != bent
 
 
 def test_texts_without_their_padding_have_the_same_features(parts: Parts) -> None:
@@ -388,6 +404,9 @@ def test_a_base_model_is_taken_up_again_as_it_was(parts: Parts, model: Artifact,
     assert all(torch.equal(tensor.half().float(), new[name]) for name, tensor in old.items())
     scales = [clips.load(parts.store, one).logit_scale.item() for one in (taken["judge"], parts.judge)]
     assert scales[0] == pytest.approx(scales[1], rel=1e-2)
+    whole = assembling.assemble(taken, store=parts.store)
+    for name in assembling.ENCODERS.values():  # not a byte is another
+        assert len({weights(parts.store, one, f"{name}/{clips.WEIGHTS}") for one in (model, whole)}) == 1
     again = encoded.latents(parts.scenes, taken["vae"], store=parts.store)
     first, second = (encoded.load(parts.store, one, parts.features, "held_out") for one in (parts.latents, again))
     torch.testing.assert_close(first.mean.float(), second.mean.float(), atol=0.05, rtol=0.05)
