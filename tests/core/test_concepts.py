@@ -37,7 +37,8 @@ def test_the_captions_of_embedded_concepts_name_the_backgrounds_that_are_seen(na
     for picture in concept.images:
         shown = images.decode(concept.read(picture), picture.name)
         corner = cast(tuple[int, int, int], shown.getpixel((2, 2)))
-        thing = "{} face" if name == "dog" and picture.name.startswith("face") else "{}"  # as the base model's world says
+        of_face = name == "dog" and picture.name.startswith("face")  # "a dog face", as the base model's world says
+        thing = "{} face" if of_face else "{}"
         behind = f"{thing} on {with_article(f'{name_of(corner)} background')}"
         assert picture.captions == (f"a {thing}", f"photo of a {behind}", f"a {behind}")
 
