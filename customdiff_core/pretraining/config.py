@@ -200,7 +200,7 @@ LATENTS = FURTHER.model_copy(
 )
 JUDGE = FURTHER.model_copy(
     update={
-        "judge": PretrainConfig().judge.model_copy(
+        "judge": FURTHER.judge.model_copy(
             update={"steps": 2_000, "learning_rate": 1e-3, "warmup": 50, "ema_decay": 0.998, "wobble": 1.5}
         ),
         "onward": ("judge",),
