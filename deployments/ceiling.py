@@ -4,8 +4,9 @@ python -m deployments.ceiling cat dog         # by default every concept that is
 
 The judge and the colours see them as they see generated pictures: 20 prompts x 8, by the same functions; once as they are and once
 as the VAE brings them back, through which all is drawn. Beside them stand the base model, between which and them is about
-the room that a method has, and the base model told in words what the concept's colours are: what it cannot draw when told,
-a few new keys and values will hardly teach it.
+the room that a method has; the base model with the rare word that V* starts from, which says nothing: what it costs, a
+method pays before its first step; and the base model told in words what the concept's colours are: what it cannot draw
+when told, a few new keys and values will hardly teach it.
 """
 
 import importlib.util
@@ -52,17 +53,17 @@ FIGURES = ("taken for this one by the judge", "by its colours", "image alignment
 
 
 def main(names: list[str]) -> None:
-    """Print four lines a concept."""
+    """Print five lines a concept."""
     console, store = Console(width=160, highlight=False), Store()
     console.print(f"| | | {' | '.join(FIGURES)} |", markup=False)
     console.print("|---" * (2 + len(FIGURES)) + "|")
     for name in names or list(makers().SUBJECTS):
         concept = concepts.load(name)
-        told = in_words(concept)
         drawn = true(concept)
         subjects = {
-            f'base model, "{concept.category}"': base(concept, concept.category, store),
-            f'base model, "{told}"': base(concept, told, store),
+            f'base model, "{words}"': base(concept, words, store)
+            for words in (concept.category, f"{concept.initializer_token} {concept.category}", in_words(concept))
+        } | {
             "true drawings, through the VAE": through_vae(drawn),
             "true drawings": drawn,
         }

@@ -1,6 +1,7 @@
 """Start a deployment run and follow it, a line a stage: what a person wants to read while waiting."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from customdiff_core.errors import ServiceError
 
 POLL_SECONDS = 1.0
+PREFECTS_OWN = re.compile("-[0-9a-f]{3}$")
 
 Say = Callable[[str], None]
 
@@ -66,7 +68,7 @@ def follow(client: SyncPrefectClient, run: UUID, seconds: float, say: Say, now: 
                 say(_line(stage))
         if flow_run.state and flow_run.state.is_final():
             return flow_run
-        working = [_stage(one) for one in stages if one.state and not one.state.is_final()]
+        working = [stage_name(one.name) for one in stages if one.state and not one.state.is_final()]
         now(f"{' and '.join(working) or 'waiting for the worker'} ...")
         time.sleep(POLL_SECONDS)
     raise ServiceError(
@@ -84,11 +86,12 @@ def _parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _stage(stage: TaskRun) -> str:
-    return stage.name.rsplit("-", 1)[0]
+def stage_name(name: str) -> str:
+    """A task run's name without what Prefect adds to a task's own: "evaluate-3f0" is evaluate, "fine-tune-all cat" all of it."""
+    return PREFECTS_OWN.sub("", name)
 
 
 def _line(stage: TaskRun) -> str:
     seconds = stage.total_run_time.total_seconds()
     state = stage.state.name if stage.state else ""
-    return f"  {_stage(stage):12} {(state or '').lower():10} {seconds:6.1f} s"
+    return f"  {(state or '').lower():10} {seconds:6.1f} s  {stage_name(stage.name)}"

@@ -26,6 +26,7 @@ from customdiff_core.seeding import numpy_rng, torch_generator
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 Pictures = NDArray[np.uint8]
+PARTS = ("main", "second")  # of a drawing, each in a paint
 BENDS = 8  # points a side by which lines are bent
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
@@ -78,8 +79,9 @@ def clip(
 class Contrast(nn.Module):
     """The contrastive loss of a CLIP on scenes, and what its pictures show, asked of two linear heads.
 
-    Equal captions are not held against each other. The heads, which are dropped in the end, name categories and colours: with
-    towers that both know nothing, contrast alone finds settings and colours and is slow to find what things are.
+    Equal captions are not held against each other. The heads, which are dropped in the end, name categories and colours, and
+    of a thing in two which is where: with towers that both know nothing, contrast alone finds settings and colours and is slow
+    to find what things are, and a teal and pink cat is a pink and teal one to it.
 
     Args:
         model: open_clip's CLIP.
@@ -91,7 +93,7 @@ class Contrast(nn.Module):
     def __init__(self, model: Any, seen: Corpus, ids: Tensor, config: ClipConfig) -> None:
         super().__init__()
         self.model, self.seen, self.ids, self.config = model, seen, ids, config
-        self.shown = [shares(one) for one in (seen.categories, seen.colours)]
+        self.shown = [shares(one) for one in (seen.categories, parts(seen))]
         self.heads = nn.ModuleList(nn.Linear(config.embed_dim, one.shape[1]) for one in self.shown)
 
     def of_step(self, step: int) -> Tensor:
@@ -132,6 +134,15 @@ def text_features(model: Any, ids: Tensor) -> Tensor:
     hidden = model.token_embedding(ids[:, :longest]) + model.positional_embedding[:longest]
     hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:longest, :longest]))
     return hidden[torch.arange(len(ids)), ids.argmax(1)] @ model.text_projection
+
+
+def parts(seen: Corpus) -> list[tuple[str, ...]]:
+    """Each picture's colours, told by the part that has them where one thing stands alone: "main teal", "second pink"."""
+    told = zip(seen.categories, seen.colours, strict=True)
+    return [
+        tuple(f"{part} {colour}" for part, colour in zip(PARTS, colours, strict=False)) if len(things) == 1 else colours
+        for things, colours in told
+    ]
 
 
 def shares(shown: Sequence[tuple[str, ...]]) -> Tensor:

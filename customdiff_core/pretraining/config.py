@@ -200,6 +200,7 @@ LATENTS = FURTHER.model_copy(
 )
 JUDGE = FURTHER.model_copy(
     update={
+        "world": WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.1, 0.3, 0.6)),
         "judge": FURTHER.judge.model_copy(
             update={"steps": 2_000, "learning_rate": 1e-3, "warmup": 50, "ema_decay": 0.998, "wobble": 1.5}
         ),

@@ -2,13 +2,14 @@
 
 Every figure is of scenes that were never trained on, drawn from a random stream of their own: how well the VAE brings
 pictures back, how often the judge names a thing and its colour in true and in generated pictures, how often both of two
-things are there, and how far generated pictures are from true ones as a set (KID).
+things are there and both colours of one, each on its part, and how far generated pictures are from true ones as a set (KID).
 """
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def validate(
         models: by the name that the table gives them.
         judge: the CLIP that names what it sees; no model is conditioned by it.
         sample: how pictures are drawn.
-        count: scenes of one thing; half as many of two.
+        count: scenes of one thing; half as many of two, and of one in two colours.
         store: where the result goes.
         runtime: device.
         progress: told while pictures are drawn.
@@ -75,21 +76,22 @@ def validate(
 
     def produce(folder: Path) -> int:
         drawings = load_drawings(Settings().data / "world" / "drawings.csv")
-        singles, couples = tests(drawings, count)
+        asked = tests(drawings, count)
+        scenes = asked.singles + asked.couples + asked.dressed
         jury = Jury(judge, drawings, runtime)
-        true = _drawn(singles + couples, SIZE)
-        rows = jury.rows("true scenes", singles, couples, true)
+        true = _drawn(scenes, SIZE)
+        rows = jury.rows("true scenes", asked, true)
         rows += jury.rows("true scenes, held-out drawings", *_unseen(drawings, count))
         for name, source in models.items():
             device = resolve_device(runtime.device)
             parts, vae = load_components(source).to(device), load_vae(source).to(device)
-            pixels = np.stack([np.asarray(picture) for picture in _drawn(singles + couples, vae.config.sample_size)])
+            pixels = np.stack([np.asarray(picture) for picture in _drawn(scenes, vae.config.sample_size)])
             rows.append(Row(name, "VAE PSNR, dB", fidelity(vae, pixels), len(true)))
-            captions = [scene.caption for scene in singles + couples]
+            captions = [scene.caption for scene in scenes]
             drawn = draw_images(parts, vae, captions, (0,), sample, progress)
-            rows += jury.rows(name, singles, couples, drawn)
+            rows += jury.rows(name, asked, drawn)
             rows.append(Row(name, "KID × 10³", jury.kid(drawn, true), len(true)))
-            shown = [*range(len(singles))[: GRID - GRID // 4], *range(len(singles), len(true))[: GRID // 4]]
+            shown = [*range(len(asked.singles))[: GRID - GRID // 4], *range(len(asked.singles), len(true))[: GRID // 4]]
             grid([drawn[row] for row in shown], [captions[row] for row in shown]).save(folder / f"{name}.png")
         return tables.write(folder / "figures.parquet", [vars(row) for row in rows])
 
@@ -110,26 +112,36 @@ def grid(pictures: Sequence[Image.Image], prompts: Sequence[str], columns: int =
     return sheet
 
 
-def tests(drawings: Sequence[Drawing], count: int) -> tuple[list[Scene], list[Scene]]:
-    """`count` scenes of one thing in one named colour, and half as many of two different things."""
+@dataclass(frozen=True)
+class Asked:
+    """Scenes that are asked for: of one thing in one colour, of two things, and of one thing in two colours."""
+
+    singles: list[Scene]
+    couples: list[Scene]
+    dressed: list[Scene]
+
+
+def tests(drawings: Sequence[Drawing], count: int) -> Asked:
+    """`count` scenes of one thing in one named colour, half as many of two different things, and of one in two named colours."""
     drawn = sample_scenes(drawings, 12 * count, 0, purpose="base model validation")
     plain = [scene for scene in drawn if not scene.black_and_white and not scene.upside_down]
-    singles = [scene for scene in plain if len(scene.things) == 1 and _says_its_colour(scene)]
+    singles, dressed = ([scene for scene in plain if _says_its_colours(scene, number)] for number in (1, 2))
     couples = [scene for scene in plain if len({thing.drawing.category for thing in scene.things}) == 2]
-    return singles[:count], couples[: count // 2]
+    return Asked(singles[:count], couples[: count // 2], dressed[: count // 2])
 
 
-def _says_its_colour(scene: Scene) -> bool:
-    """Whether the caption has the thing's one colour: what nobody was told, nobody can be asked for."""
-    thing = scene.things[0]
-    return len(thing.paint) == 1 and f"{thing.paint[0]} {thing.drawing.category}" in scene.caption
+def _says_its_colours(scene: Scene, number: int) -> bool:
+    """Whether it is of one thing whose `number` colours are told: what nobody was told, nobody can be asked for."""
+    thing, *others = scene.things
+    told = f"{' and '.join(thing.paint)} {thing.drawing.category}" in scene.caption
+    return not others and len(thing.paint) == number and told
 
 
-def _unseen(drawings: Sequence[Drawing], count: int) -> tuple[list[Scene], list[Scene], list[Image.Image]]:
-    """Scenes of the drawings that no training saw; none of two things."""
+def _unseen(drawings: Sequence[Drawing], count: int) -> tuple[Asked, list[Image.Image]]:
+    """Scenes of the drawings that no training saw, of one thing in one colour."""
     hidden = [replace(one, held_out=False) for one in drawings if one.held_out]
-    singles, _ = tests(hidden, count // 4)
-    return singles, [], _drawn(singles, SIZE)
+    singles = tests(hidden, count // 4).singles
+    return Asked(singles, [], []), _drawn(singles, SIZE)
 
 
 def _drawn(scenes: Sequence[Scene], size: int) -> list[Image.Image]:
@@ -146,18 +158,18 @@ class Jury:
         shape = (len(self.categories), len(COLOURS), -1)
         self.phrases = self.encoder.texts(phrases).reshape(shape)
 
-    def rows(self, model: str, singles: list[Scene], couples: list[Scene], pictures: list[Image.Image]) -> list[Row]:
+    def rows(self, model: str, asked: Asked, pictures: list[Image.Image]) -> list[Row]:
         """How often it names what the scenes say."""
         seen = self.encoder.images(pictures)
-        alone, both = seen[: len(singles)], seen[len(singles) :]
-        named, coloured = self.names(alone, singles), self.colours(alone, singles)
-        rows = [
-            Row(model, "thing named", float(named.mean()), len(singles)),
-            Row(model, "colour named", float(coloured.mean()), len(singles)),
-        ]
-        if couples:
-            rows.append(Row(model, "both of two things", float(self.pairs(both, couples).mean()), len(couples)))
-        return rows
+        ends = np.cumsum([len(asked.singles), len(asked.couples)])
+        alone, both, dressed = np.split(seen, ends)
+        verdicts = {
+            "thing named": self.names(alone, asked.singles),
+            "colour named": self.colours(alone, asked.singles),
+            "both of two things": self.pairs(both, asked.couples),
+            "both colours of one": self.places(dressed, asked.dressed),
+        }
+        return [Row(model, figure, float(found.mean()), len(found)) for figure, found in verdicts.items() if len(found)]
 
     def names(self, seen: Vectors, scenes: list[Scene]) -> Verdicts:
         """Whether the category is named among all, told the colour; (N,) bool."""
@@ -182,6 +194,20 @@ class Jury:
             named = (self.encoder.texts(texts) @ vector).reshape(2, -1).argmax(1)
             found.append([self.categories[number] for number in named] == wanted)
         return np.array(found)
+
+    def places(self, seen: Vectors, scenes: list[Scene]) -> Verdicts:
+        """Whether a thing's main and second colour are named among all in either place, told the category; (N,) bool."""
+        paints = list(permutations(COLOURS, 2))
+
+        @cache
+        def told(category: str) -> Vectors:
+            return self.encoder.texts([called(paint, category) for paint in paints])
+
+        wanted = [scene.things[0] for scene in scenes]
+        named = [
+            paints[(told(one.drawing.category) @ vector).argmax()] for vector, one in zip(seen, wanted, strict=True)
+        ]
+        return np.array([one == thing.paint for one, thing in zip(named, wanted, strict=True)])
 
     def kid(self, drawn: list[Image.Image], true: list[Image.Image]) -> float:
         """KID x 10^3 in the judge's space."""

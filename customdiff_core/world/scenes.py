@@ -59,6 +59,7 @@ SIZES = (
 PAIR_SCALES = (0.42, 0.54)
 MEDIA = ("", "photo of ", "picture of ", "drawing of ")
 MEDIA_ODDS = (0.5, 0.38, 0.06, 0.06)
+HALF_PAINTED = 0.75  # of the relatives in another paint of a thing in two
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def relatives(scene: Scene, deck: "Deck", rng: np.random.Generator) -> list[Scen
 
     Four have another category, two another colour, one another pose or setting, or its two things exchanged. They are hard
     negatives for a contrastive model: settings and colours are easily told apart, and told apart they would be enough for
-    it; only relatives make it look at what things are.
+    it; only relatives make it look at what things are, and of two colours at which part has which.
     """
     made = [_with_category(scene, deck, rng) for _ in range(4)] + [_with_paint(scene, deck, rng) for _ in range(2)]
     kind = rng.integers(3)
@@ -191,7 +192,18 @@ def _with_paint(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
     place = int(rng.integers(len(scene.things)))
     thing = scene.things[place]
     paint = deck.paint(thing.drawing, scene.setting, rng)
+    if len(thing.paint) == 2 and rng.random() < HALF_PAINTED:
+        paint = _half_painted(thing, paint, rng)
     return _changed(scene, place, dataclasses.replace(thing, paint=paint))
+
+
+def _half_painted(thing: Thing, paint: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]:
+    """The thing's two paints exchanged, or one of them out of `paint`: which part has which then tells them apart."""
+    main, second = thing.paint
+    fresh = [one for one in paint if one not in thing.paint]
+    halves = [(second, main)] if not fresh or rng.random() < 0.5 else [(main, fresh[0]), (fresh[0], second)]
+    chosen = halves[int(rng.integers(len(halves)))]
+    return chosen if _allowed(thing.drawing, chosen) else paint
 
 
 def _with_pose(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:

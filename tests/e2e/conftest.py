@@ -16,6 +16,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from customdiff_core.artifacts import Store
+from deployments.watch import stage_name
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -133,7 +134,7 @@ class Stack:
             return tasks if all(task["state_type"] in FINISHED for task in tasks) else None
 
         tasks = until(finished, f"the tasks of flow run {run} to be finished")
-        return {task["name"].rsplit("-", 1)[0]: task["state_name"] for task in tasks}
+        return {stage_name(task["name"]): task["state_name"] for task in tasks}
 
     def artifacts(self, run: str) -> dict[str, str]:
         """The UI artifacts of a run: their text by key."""

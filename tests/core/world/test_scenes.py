@@ -81,7 +81,8 @@ def test_things_come_in_two_colours_as_often_as_is_asked(drawings: list[Drawing]
     paints = (0.1, 0.2, 0.7)
     firsts = sample_scenes(drawings, 2000, seed=0, paints=paints)
     rng, deck = np.random.default_rng(2), Deck(drawings, {}, paints=paints)
-    repainted = [relatives(scene, deck, rng)[4] for scene in firsts if len(scene.things) == 1]
+    plainer = [scene for scene in firsts if len(scene.things) == 1 and len(scene.things[0].paint) < 2]
+    repainted = [relatives(scene, deck, rng)[4] for scene in plainer]
     for scenes in (firsts, repainted):
         things = [thing for scene in scenes for thing in scene.things]
         for number, odds in enumerate(paints):
@@ -225,6 +226,26 @@ def test_relatives_differ_in_what_captions_say(drawings: list[Drawing], corpus: 
         assert all(one.seed == scene.seed and one.size == scene.size for one in others)
     told = [one.caption != scene.caption for scene, others in families for one in others]
     assert np.mean(told) > 0.85
+
+
+def test_relatives_of_two_colours_show_which_part_has_which(drawings: list[Drawing]):
+    paints = (0.0, 0.0, 1.0)
+    rng, deck = np.random.default_rng(3), Deck(drawings, {}, paints=paints)
+    firsts = [
+        scene
+        for scene in sample_scenes(drawings, 2000, seed=1, paints=paints)
+        if len(scene.things) == 1 and not scene.black_and_white
+    ]
+    changes = Counter[str]()
+    for scene in firsts:
+        main, second = scene.things[0].paint
+        for one in relatives(scene, deck, rng)[4:6]:
+            paint = one.things[0].paint
+            kinds = {(second, main): "exchanged", (main, *paint[1:]): "second", (*paint[:-1], second): "main"}
+            changes[kinds.get(paint, "both") if len(paint) == 2 else "fewer"] += 1
+    of_all = {name: changes[name] / changes.total() for name in ("exchanged", "main", "second", "both", "fewer")}
+    assert min(of_all[name] for name in ("exchanged", "main", "second", "both")) > 0.15  # by chance one in a hundred is
+    assert of_all["fewer"] == 0
 
 
 @pytest.mark.parametrize("place", list(settings.PLACES))
