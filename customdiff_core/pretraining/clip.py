@@ -79,9 +79,9 @@ def clip(
 class Contrast(nn.Module):
     """The contrastive loss of a CLIP on scenes, and what its pictures show, asked of two linear heads.
 
-    Equal captions are not held against each other. The heads, which are dropped in the end, name categories and colours, and
-    of a thing in two which is where: with towers that both know nothing, contrast alone finds settings and colours and is slow
-    to find what things are, and a teal and pink cat is a pink and teal one to it.
+    Equal captions are not held against each other. The heads, which are dropped in the end, name categories and colours: with
+    towers that both know nothing, contrast alone finds settings and colours and is slow to find what things are. Asked for
+    colours alone, a teal and pink cat is a pink and teal one to it; with `naming_parts` they are asked where each is.
 
     Args:
         model: open_clip's CLIP.
@@ -93,7 +93,7 @@ class Contrast(nn.Module):
     def __init__(self, model: Any, seen: Corpus, ids: Tensor, config: ClipConfig) -> None:
         super().__init__()
         self.model, self.seen, self.ids, self.config = model, seen, ids, config
-        self.shown = [shares(one) for one in (seen.categories, parts(seen))]
+        self.shown = [shares(seen.categories), shares(parts(seen) if config.naming_parts else seen.colours)]
         self.heads = nn.ModuleList(nn.Linear(config.embed_dim, one.shape[1]) for one in self.shown)
 
     def of_step(self, step: int) -> Tensor:

@@ -62,6 +62,9 @@ class ClipConfig(TrainConfig):
     vision_width: int = Field(default=20, description="of CLIP's own")
     vision_layers: int = Field(default=1, description="bottlenecks in each of its four stages")
     naming: float = Field(default=1.0, ge=0, description="weight of naming categories and colours beside the contrast")
+    naming_parts: bool = Field(
+        default=False, description="name a thing's main and second colour, not only which it has: where each of them is"
+    )
     uncoloured: float = Field(
         default=0.0,
         ge=0,
@@ -202,13 +205,20 @@ JUDGE = FURTHER.model_copy(
     update={
         "world": WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.1, 0.3, 0.6)),
         "judge": FURTHER.judge.model_copy(
-            update={"steps": 2_000, "learning_rate": 1e-3, "warmup": 50, "ema_decay": 0.998, "wobble": 1.5}
+            update={
+                "steps": 2_000,
+                "learning_rate": 1e-3,
+                "warmup": 50,
+                "ema_decay": 0.998,
+                "wobble": 1.5,
+                "naming_parts": True,
+            }
         ),
         "onward": ("judge",),
     }
 )
 SMOKE = PretrainConfig(
-    world=WorldConfig(scenes=2_000, held_out=512, size=32),
+    world=WorldConfig(scenes=2_000, held_out=1_024, size=32),
     tokenizer=TokenizerConfig(vocabulary=900),
     clip=ClipConfig(
         steps=60, batch_size=64, learning_rate=2e-3, warmup=5, ema_decay=0.9,

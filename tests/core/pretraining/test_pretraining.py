@@ -76,10 +76,10 @@ def model(parts: Parts) -> Artifact:
     )
 
 
-def contrast(parts: Parts, naming: float, wobble: float = 0) -> clips.Contrast:
+def contrast(parts: Parts, **changed: float) -> clips.Contrast:
     seen, words = corpus.load(parts.store, parts.scenes, "training"), tokenizer.load(parts.store, parts.words)
     ids = clips.caption_ids(words, seen)
-    config = SMOKE.clip.model_copy(update={"naming": naming, "wobble": wobble})
+    config = SMOKE.clip.model_copy(update=changed)
     return clips.Contrast(clips.load(parts.store, parts.clip), seen, ids, config)
 
 
@@ -185,7 +185,7 @@ def test_a_picture_is_asked_what_it_shows(parts: Parts) -> None:
 
 
 def test_it_is_asked_which_part_has_which_colour(parts: Parts) -> None:
-    loss = contrast(parts, naming=1)
+    loss = contrast(parts, naming=1, naming_parts=True)
     told = clips.parts(loss.seen)
     names = sorted({name for one in told for name in one})
     row = next(
