@@ -203,7 +203,7 @@ LATENTS = FURTHER.model_copy(
 )
 JUDGE = FURTHER.model_copy(
     update={
-        "world": WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.1, 0.3, 0.6)),
+        "world": FURTHER.world.model_copy(update={"paints": DECODER.world.paints}),
         "judge": FURTHER.judge.model_copy(
             update={
                 "steps": 2_000,

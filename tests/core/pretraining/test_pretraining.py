@@ -194,10 +194,7 @@ def test_it_is_asked_which_part_has_which_colour(parts: Parts) -> None:
         if len(things) == 1 and len(colours) == 2
     )
     main, second = loss.seen.colours[row]
-    assert (
-        f"a {main} and {second} {loss.seen.categories[row][0]}"
-        in f"a {loss.seen.short_captions[row].partition(' ')[2]}"
-    )
+    assert loss.seen.short_captions[row] == called((main, second), loss.seen.categories[row][0])
     asked = {name for name, share in zip(names, loss.shown[1][row].tolist(), strict=True) if share}
     assert asked == {f"main {main}", f"second {second}"}
 
@@ -244,14 +241,14 @@ def test_a_vae_trained_longer_brings_pictures_back_better(parts: Parts) -> None:
 
 
 def test_a_decoder_goes_on_alone_and_latents_stay_what_they_were(parts: Parts) -> None:
-    further = SMOKE.vae.model_copy(update={"steps": 120, "warmup": 2, "seed": 5, "encoder_frozen": True})
+    further = SMOKE.vae.model_copy(update={"steps": 320, "warmup": 2, "seed": 5, "encoder_frozen": True})
     made = vae.vae(parts.scenes, further, store=parts.store, start=parts.vae)
     old, new = (vae.load(parts.store, one) for one in (parts.vae, made))
     assert new.config.scaling_factor == old.config.scaling_factor
     moved = {name for name, tensor in new.state_dict().items() if not torch.equal(tensor, old.state_dict()[name])}
     assert {name.split(".")[0] for name in moved} == {"decoder", "post_quant_conv"}
     unseen = corpus.load(parts.store, parts.scenes, "held_out").pictures[:32]
-    assert vae.fidelity(new, unseen) > vae.fidelity(old, unseen) + 0.1
+    assert vae.fidelity(new, unseen) > vae.fidelity(old, unseen) + 0.2
 
 
 @pytest.mark.parametrize(("shift", "counts"), [((0.1, 0.1, 0.1), False), ((0.1, 0.0, -0.1), True)])
