@@ -97,7 +97,9 @@ class UNetConfig(TrainConfig):
     """The denoiser (diffusers' UNet2DConditionModel)."""
 
     channels: tuple[int, ...] = (64, 128, 160)
-    layers: int = 1
+    layers: tuple[int, ...] = Field(
+        default=(2, 1, 1), description="of each level, one more on the way up; a start with fewer is deepened"
+    )
     heads: tuple[int, ...] = (2, 4, 5)
     attention_down: tuple[bool, ...] = (False, True, True)
     attention_up: tuple[bool, ...] = (True, True, True)
@@ -178,7 +180,7 @@ CUSTOMIZED = (
     "cat", "dog", "teddy bear", "turtle", "pot", "teapot", "barn", "house", "gate", "chair", "table", "flower", "car",
 )  # fmt: skip
 FURTHER = PretrainConfig(
-    world=WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.2, 0.4, 0.4)),
+    world=WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.2, 0.2, 0.6)),
     unet=UNetConfig(steps=5_600, batch_size=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995, compiled=True),
 )
 DECODER = PretrainConfig(
@@ -227,7 +229,7 @@ SMOKE = PretrainConfig(
     vae=VaeConfig(steps=80, batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9, channels=(16, 32, 32)),
     unet=UNetConfig(
         steps=600, batch_size=32, learning_rate=2e-3, warmup=10, ema_decay=0.98,
-        channels=(32, 64), heads=(2, 2), attention_down=(True, True), attention_up=(True, True),
+        channels=(32, 64), layers=(1, 1), heads=(2, 2), attention_down=(True, True), attention_up=(True, True),
     ),
     judge=ClipConfig(
         steps=20, batch_size=64, learning_rate=2e-3, warmup=5, ema_decay=0.9, seed=1, vision="resnet",

@@ -62,18 +62,13 @@ class Pretraining:
         """Train up to `config.steps`, going on from the newest checkpoint; return the averaged module.
 
         Raises:
-            TrainingError: when the loss is no longer a number; the last good checkpoint stays.
+            TrainingError: when the loss or its gradient is no longer a number, before the step; the last checkpoint stays.
         """
         self._resume(folder)
         saved, smooth = time.monotonic(), None
         while self.step < self.config.steps:
             started = time.monotonic()
             loss = self._train_step()
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"pretraining step {self.step + 1}: found loss {loss}, need a finite one; lower learning_rate "
-                    f"(now {self.config.learning_rate:g}) or use fp32; the newest checkpoint is kept"
-                )
             self.step += 1
             self.history.append([loss, time.monotonic() - started])
             smooth = loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss
@@ -89,11 +84,16 @@ class Pretraining:
         with autocast(self.device, self.config.precision):
             loss = self.loss_of(self.step)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        found = float(loss.detach()), float(nn.utils.clip_grad_norm_(self.module.parameters(), 1.0))
+        if not all(map(math.isfinite, found)):
+            raise TrainingError(
+                f"pretraining step {self.step + 1}: found loss {found[0]:g} and a gradient of norm {found[1]:g}, need finite "
+                f"ones; lower learning_rate (now {self.config.learning_rate:g}) or use fp32; the newest checkpoint is kept"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._follow()
-        return float(loss.detach())
+        return found[0]
 
     @torch.no_grad()
     def _follow(self) -> None:

@@ -1,5 +1,6 @@
 """UNet: latents from noise, told by captions (diffusers' UNet2DConditionModel)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime
+from customdiff_core.devices import resolve_device
+from customdiff_core.errors import TrainingError
 from customdiff_core.finetuning.components import attend_plainly
 from customdiff_core.pretraining import encoded, stages
 from customdiff_core.pretraining.config import UNetConfig
@@ -23,6 +26,7 @@ from customdiff_core.seeding import numpy_rng, torch_generator
 
 MEASURED = 1024  # held-out scenes of which the loss is taken
 BATCH = 128
+UP_LAYER = re.compile(r"up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)")
 
 
 def unet(
@@ -44,7 +48,7 @@ def unet(
         store: where the artifact and the checkpoints go.
         runtime: the device.
         progress: told after every step.
-        start: a `unet` artifact of the same shape to go on from.
+        start: a `unet` artifact to go on from, of the same shape or of fewer layers a level.
 
     Returns:
         A `unet` artifact: a diffusers folder, the scheduler's beside it, history.parquet (step, loss, seconds) and
@@ -55,7 +59,10 @@ def unet(
     def produce(folder: Path) -> int:
         seen = encoded.load(store, latents, features, "training")
         torch.manual_seed(config.seed)
-        model = load(store, start) if start else build(config, seen)
+        model = build(config, seen)
+        if start:
+            model = deepened(load(store, start), model)
+        model.to(resolve_device(runtime.device))
         attend_plainly(model, config.precision, model.config.sample_size**2)
         if config.compiled:
             model.compile(dynamic=False)
@@ -153,6 +160,65 @@ def build(config: UNetConfig, seen: Encoded) -> Any:
         attention_head_dim=config.heads,  # diffusers' old name for the number of heads
         norm_num_groups=16,
     )
+
+
+def deepened(shallow: Any, deep: Any) -> Any:
+    """Give `deep` the weights of `shallow`; layers that only `deep` has change nothing until they are trained.
+
+    On the way down new layers come last in their level, on the way up last but one, where the skip connections of the
+    old layers still meet them. A new residual layer passes on what it is given, its second convolution being zero, and a
+    new attention adds nothing, its last projection being zero (as in ControlNet, arXiv:2302.05543, 3.1).
+
+    Returns:
+        `deep`.
+
+    Raises:
+        TrainingError: if it has fewer layers, or is of another shape.
+    """
+    old, new = shallow.state_dict(), deep.state_dict()
+    taken: set[str] = set()
+    for name in old:
+        place = _place(name, shallow, deep)
+        if place not in new or new[place].shape != old[name].shape:
+            raise TrainingError(
+                f"UNet to go on from: found {name} of {tuple(old[name].shape)}, need layers that the new one has too; "
+                "go on with the same channels and as many layers or more"
+            )
+        new[place] = old[name]
+        taken.add(place)
+    deep.load_state_dict(new)
+    for name, block in deep.named_modules():
+        if f"{name}.conv2.weight" in new and f"{name}.conv2.weight" not in taken:
+            _pass_on(block)
+        elif f"{name}.proj_out.weight" in new and f"{name}.proj_out.weight" not in taken:
+            _nullify(block.proj_out)
+    return deep
+
+
+def _place(name: str, shallow: Any, deep: Any) -> str:
+    """What a weight of `shallow` is called in `deep`: the last layer on the way up stays the last."""
+    found = UP_LAYER.fullmatch(name)
+    if not found:
+        return name
+    block, part, layer, rest = found.groups()
+    count, now = (len(getattr(model.up_blocks[int(block)], part)) for model in (shallow, deep))
+    place = int(layer) if int(layer) < count - 1 else now - 1
+    return f"up_blocks.{block}.{part}.{place}.{rest}"
+
+
+@torch.no_grad()
+def _pass_on(block: Any) -> None:
+    """Make a residual layer the identity of what comes from the layer before it; a skip connection adds nothing."""
+    _nullify(block.conv2)
+    if block.conv_shortcut is not None:
+        _nullify(block.conv_shortcut)
+        block.conv_shortcut.weight[:, : block.out_channels, 0, 0].fill_diagonal_(1)
+
+
+@torch.no_grad()
+def _nullify(layer: Any) -> None:
+    layer.weight.zero_()
+    layer.bias.zero_()
 
 
 def load(store: Store, artifact: Artifact) -> Any:

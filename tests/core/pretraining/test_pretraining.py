@@ -1,5 +1,6 @@
 """The chain that makes the embedded base model, small: every part really trains, goes on where it was killed, and opens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -323,14 +324,50 @@ def test_a_training_goes_on_from_earlier_weights(parts: Parts) -> None:
     assert parts.store.manifest(further).recipe.inputs["start"] == parts.unet.sha256
 
 
-def test_a_loss_that_is_no_number_stops_with_what_to_do(tmp_path: Path) -> None:
+def test_a_deeper_network_begins_as_the_one_it_goes_on_from(parts: Parts) -> None:
+    seen = encoded.load(parts.store, parts.latents, parts.features, "training")
+    config = SMOKE.unet.model_copy(update={"layers": (2, 2)})
+    shallow = unet.load(parts.store, parts.unet).eval()
+    deep = unet.deepened(shallow, unet.build(config, seen)).eval()
+    assert [len(block.resnets) for block in (*deep.down_blocks, *deep.up_blocks)] == [2, 2, 3, 3]
+    given = seen.mean[:4].float(), torch.tensor([1, 300, 600, 999]), seen.features[:4].float()
+    with torch.no_grad():
+        torch.testing.assert_close(deep(*given).sample, shallow(*given).sample)
+    loss = unet.Denoising(deep, seen, config)
+    loss.of_step(0).backward()
+    new = {name: one.grad for name, one in deep.named_parameters() if name not in shallow.state_dict()}
+    learn = {name for name, gradient in new.items() if gradient is not None and gradient.abs().max() > 0}
+    for block in ("down_blocks.0.resnets.1", "down_blocks.1.resnets.1", "up_blocks.0.resnets.2"):
+        assert f"{block}.conv2.weight" in learn
+    assert "up_blocks.1.attentions.2.proj_out.weight" in learn
+    with pytest.raises(TrainingError, match=r"UNet to go on from: found down_blocks\.0\.\w+\.1\..*, need layers"):
+        unet.deepened(deep, unet.build(SMOKE.unet, seen))
+
+
+def test_a_deeper_training_goes_on_from_a_shallower_ones_weights(parts: Parts) -> None:
+    config = SMOKE.unet.model_copy(update={"steps": 1, "warmup": 0, "learning_rate": 1e-9, "layers": (2, 1)})
+    further = unet.unet(parts.latents, parts.features, config, store=parts.store, start=parts.unet)
+    old, new = (parts.store.path(one) / "held_out.parquet" for one in (parts.unet, further))
+    np.testing.assert_allclose(pd.read_parquet(new).loss, pd.read_parquet(old).loss, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (lambda weight: weight.sum() * float("nan"), r"loss nan and a gradient of norm nan"),
+        (lambda weight: (weight - weight.detach()).abs().sum().sqrt(), r"loss 0 and a gradient of norm (nan|inf)"),
+    ],
+)
+def test_what_is_no_number_stops_before_the_step_with_what_to_do(
+    loss: Callable[[torch.Tensor], torch.Tensor], found: str, tmp_path: Path
+) -> None:
     module = torch.nn.Linear(1, 1)
     config = TrainConfig(steps=3, batch_size=2, learning_rate=0.5, precision="fp32")
-
-    with pytest.raises(TrainingError, match=r"pretraining step 2: found loss nan.*lower learning_rate \(now 0\.5\)"):
+    with pytest.raises(TrainingError, match=rf"pretraining step 2: found {found}.*lower learning_rate \(now 0\.5\)"):
         pretrain(
-            module, lambda step: module.weight.sum() * (float("nan") if step == 1 else 1), config, scratch=tmp_path
+            module, lambda step: loss(module.weight) if step == 1 else module.weight.sum(), config, scratch=tmp_path
         )
+    assert torch.isfinite(module.weight).all()
 
 
 def test_the_rate_warms_up_and_falls() -> None:
