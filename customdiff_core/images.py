@@ -23,6 +23,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 80_000_000
 MIN_SIDE = 16
+LONGEST_NAME = 500  # characters of a path in an error
 RECIPE = "customdiff"  # the PNG text that says how an image was made
 
 
@@ -34,19 +35,20 @@ def read_picture(path: Path, folder: Path) -> bytes:
     """
     try:
         place = path.resolve()
-    except RuntimeError as error:  # a link to itself, until Python 3.12
-        raise ImageError(f"{path}: found a link to itself, need a readable picture; remove it") from error
-    if not place.is_relative_to(folder.resolve()):
-        raise ImageError(f"{path}: found a link to {place}, need a picture inside {folder}; copy it there")
-    if place.exists() and not place.is_file():  # reading a pipe would wait for ever
-        raise ImageError(f"{path}: found no regular file, need a readable picture; remove it")
-    try:
+        if not place.is_relative_to(folder.resolve()):
+            raise ImageError(f"{path}: found a link to {place}, need a picture inside {folder}; copy it there")
+        if place.exists() and not place.is_file():  # reading a pipe would wait for ever
+            raise ImageError(f"{path}: found no regular file, need a readable picture; remove it")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise ImageError(f"{path}: found {size:,} bytes, need at most {MAX_BYTES:,}; save it smaller")
         return path.read_bytes()
+    except RuntimeError as error:  # a link to itself, until Python 3.12
+        raise ImageError(f"{path}: found a link to itself, need a readable picture; remove it") from error
     except OSError as error:
-        raise ImageError(f"{path}: found {error.strerror}, need a readable picture") from error
+        raise ImageError(f"{str(path)[:LONGEST_NAME]}: found {error.strerror}, need a readable picture") from error
+    except ValueError as error:  # a name with a NUL
+        raise ImageError(f"{str(path)!r}: found {error}, need the name of a file") from error
 
 
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -97,7 +97,8 @@ class Gathered:
         """Replace the candidates by those of a deeper search."""
         self._hits = hits
         self.links = {link.item_id: link for link in map(self._link, hits.to_dict("records"))}
-        restock(self.links.values(), self._shelf, self._session.store, self._session.side, self._session.shelves)
+        session = self._session
+        restock(self.links.values(), self._shelf, session.store, session.side, session.config.fetch, session.shelves)
         self.judge()
 
     def judge(self) -> None:

@@ -27,6 +27,13 @@ def prepare_links(source: Path, folder: Path) -> tuple[int, int]:
     parts = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
     if not parts:
         raise RetrievalError(f"{source}: found no *.parquet, need links and captions; correct the path")
+    first = _columns(parts[0])
+    for part in parts[1:]:
+        if odd := sorted(set(_columns(part)) ^ set(first)):
+            raise RetrievalError(
+                f"{part}: found {'no' if odd[0] in first else 'a'} column for {odd[0]}, unlike in {parts[0].name}, need the "
+                "same in all parts; add it, empty where it is not known, or leave it out of all"
+            )
     counts = [0, 0]
     for number, part in enumerate(parts):
         path = folder / f"{number:05d}.parquet"
@@ -42,11 +49,20 @@ def prepare_links(source: Path, folder: Path) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
+def _columns(part: Path) -> dict[str, str]:
+    """The columns that are kept, by their own names."""
+    try:
+        names = pq.read_schema(part).names
+    except (pa.ArrowException, OSError) as error:
+        raise RetrievalError(f"{part}: found no Parquet file ({error}), need a whole one; copy it again") from error
+    return {name: theirs for name, theirs in columns_of(names).items() if name in KEPT}
+
+
 def _write_links(part: Path, path: Path) -> None:
-    columns = columns_of(pq.read_schema(part).names)
+    columns = _columns(part)
     if missing := {"caption", "url"} - set(columns):
         raise RetrievalError(f"{part}: found no column {missing.pop()}, need url and caption; rename its columns")
-    kept = [name for name in KEPT if name in columns]
+    kept = list(columns)
     tables: list[Any] = []
     refused = 0
     with pq.ParquetFile(part, memory_map=True) as file:

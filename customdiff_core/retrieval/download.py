@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin
 
 import httpx
+from h2.exceptions import H2Error
 
 from customdiff_core.config import FetchConfig
 from customdiff_core.errors import FetchError
@@ -48,7 +49,7 @@ async def download(transport: httpx.AsyncBaseTransport, url: str, config: FetchC
         raise FetchError(
             f"download: found silence for {config.silence_s:g} s ({type(error).__name__}), need bytes", "timeout"
         ) from error
-    except (httpx.HTTPError, httpx.StreamError, OSError, ValueError) as error:
+    except (httpx.HTTPError, httpx.StreamError, H2Error, OSError, ValueError) as error:
         raise FetchError(
             f"download: found {type(error).__name__} ({error}), need an answer", "unreachable", 0.5
         ) from error

@@ -11,11 +11,9 @@ from PIL import Image
 
 from customdiff_core.config import Device
 from customdiff_core.devices import resolve_device
-from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource
 from customdiff_core.retrieval.metadata import Vectors
-from customdiff_core.settings import Settings
-from customdiff_core.weights import encoder_files
+from customdiff_core.weights import encoder_files, require_encoder
 
 Item = TypeVar("Item")
 
@@ -69,7 +67,7 @@ def _load(source: EncoderSource) -> tuple[Any, Any, Any]:
     import open_clip
 
     if source.path is None:
-        _require_download(source)
+        require_encoder(source)
         model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=source.tag)
         return model, preprocess, open_clip.get_tokenizer(source.model)
     config_path, weights = encoder_files(source)
@@ -80,12 +78,3 @@ def _load(source: EncoderSource) -> tuple[Any, Any, Any]:
     open_clip.factory._MODEL_CONFIGS[source.model] = config  # pyright: ignore[reportPrivateUsage]
     model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=str(weights))
     return model, preprocess, open_clip.get_tokenizer(source.model)
-
-
-def _require_download(source: EncoderSource) -> None:
-    """A tag's weights come from open_clip's own list, checked by hash; only where the user has said so."""
-    if not Settings().allow_download:
-        raise WeightsError(
-            f"CLIP weights: found no local folder for {source.name}, need about 600 MB; give an open_clip folder, "
-            "or set CUSTOMDIFF_ALLOW_DOWNLOAD=true"
-        )

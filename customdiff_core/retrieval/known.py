@@ -1,21 +1,25 @@
 """What the store knows of links already: pictures that need not be fetched again, and links that must not."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 from customdiff_core import images
 from customdiff_core.artifacts import Store, write_atomic
+from customdiff_core.config import FetchConfig
 from customdiff_core.retrieval.decoder import Picture, perceptual_hash
 from customdiff_core.retrieval.fetch import Link, Shelf, url_digest
 
 FORGOTTEN = "forgotten.json"
 
 
-def restock(links: Iterable[Link], shelf: Shelf, store: Store, side: int, others: Sequence[Shelf] = ()) -> None:
+def restock(
+    links: Iterable[Link], shelf: Shelf, store: Store, side: int, fetch: FetchConfig, others: Sequence[Shelf] = ()
+) -> None:
     """Put onto the shelf what other artifacts, and other shelves of this pass, have of these links.
 
     Args:
@@ -23,6 +27,7 @@ def restock(links: Iterable[Link], shelf: Shelf, store: Store, side: int, others
         shelf: where they go.
         store: whose `regularization` artifacts are looked through, by the digests of their URLs.
         side: shorter side of a kept picture: one that was kept at another size is fetched again.
+        fetch: what a link may cost now: what was fetched under laxer rules is fetched again.
         others: shelves of prompts that came before.
     """
     wanted = {link.digest: link for link in links if link.read is None and link not in shelf}
@@ -30,7 +35,7 @@ def restock(links: Iterable[Link], shelf: Shelf, store: Store, side: int, others
         for link in [link for link in wanted.values() if link in other]:
             shelf.put(link, other.picture(link), int(other.notes[link.digest]["round"]))
             del wanted[link.digest]
-    for folder in _same_size(store, side) if wanted else ():
+    for folder in _alike(store, side, fetch) if wanted else ():
         path = folder / "regularization.parquet"
         urls = pq.read_table(path, columns=["url"])["url"].to_pylist()
         rows = {digest: row for row, url in enumerate(urls) if url and (digest := url_digest(url)) in wanted}
@@ -57,7 +62,15 @@ def remember_forgotten(store: Store, digest: str) -> None:
     write_atomic(path, json.dumps(sorted(forgotten(store) | {digest})).encode())
 
 
-def _same_size(store: Store, side: int) -> list[Path]:
-    found = [one for one in store.manifests("regularization") if one.recipe.config.get("side") == side]
+def _alike(store: Store, side: int, fetch: FetchConfig) -> list[Path]:
+    """Sets of the same size under rules as strict: opted-out or huge pictures of others must not come in this way."""
+
+    def strict(config: Mapping[str, Any]) -> bool:
+        before = FetchConfig.model_validate(config.get("fetch", {}))
+        honoured = before.opt_out or not fetch.opt_out
+        return honoured and before.max_bytes <= fetch.max_bytes and before.max_pixels <= fetch.max_pixels
+
+    configs = ((one, one.recipe.config) for one in store.manifests("regularization"))
+    found = [one for one, config in configs if config.get("side") == side and strict(config)]
     whole = [store.path(one.artifact) for one in sorted(found, key=lambda one: one.created, reverse=True)]
     return [folder for folder in whole if not store.problems(folder)]

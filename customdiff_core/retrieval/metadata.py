@@ -70,7 +70,8 @@ class Metadata:
         found = [self._read(int(part), sorted_ids[parts == part]) for part in np.unique(parts)]
         if not found:
             return plain(pd.DataFrame(), {})
-        table: pd.DataFrame = pa.concat_tables(found).to_pandas()
+        # A part may know a score of none of its images: its column is of another type, or of none.
+        table: pd.DataFrame = pa.concat_tables(found, promote_options="permissive").to_pandas()
         back = np.empty(len(ids), np.int64)
         back[order] = np.arange(len(ids))
         return plain(table.iloc[back], self.columns)
@@ -136,8 +137,12 @@ def _check_columns(part: Path, columns: dict[str, str], first: dict[str, str]) -
         raise RetrievalError(
             f"{where} url or image_path in metadata/{part.name}, need one of them to get the images; build it again"
         )
-    if missing := set(first.values()) - set(columns.values()):
-        raise RetrievalError(f"{where} {missing.pop()} in metadata/{part.name}, need it as in the other parts")
+    if odd := sorted(set(first.values()) ^ set(columns.values())):
+        kind = "no column" if odd[0] in first.values() else "a column"
+        raise RetrievalError(
+            f"index {part.parents[1]}: found {kind} {odd[0]} in metadata/{part.name}, unlike in the first part, need the same "
+            "columns in all: what only some parts say of an image would be ignored; build it again"
+        )
 
 
 def _check_order(parts: Sequence[Path]) -> None:

@@ -118,6 +118,12 @@ def test_a_link_to_itself_is_an_image_error(tmp_path: Path):
         images.read_picture(tmp_path / "loop.png", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".png", "a\0.png"])
+def test_a_name_that_no_file_has_is_an_image_error(tmp_path: Path, name: str):
+    with pytest.raises(ImageError, match=r"found (File name too long|embedded null|lstat: embedded null)"):
+        images.read_picture(tmp_path / name, tmp_path)
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match=r"pipe\.png: found no regular file, need a readable picture; remove it"):

@@ -141,6 +141,17 @@ def test_links_that_cannot_be_used_are_named(table: dict, words: str, openmoji, 
         build_folder(tmp_path / "links.parquet", tmp_path / "out", BuildConfig(kind="urls"), openmoji.retrieval_encoder)
 
 
+def test_a_column_that_only_some_parts_have_is_named(openmoji, tmp_path: Path):
+    (tmp_path / "links").mkdir()
+    links = pd.DataFrame({"url": ["http://a.example/x"], "caption": ["x"]})
+    links.to_parquet(tmp_path / "links" / "a.parquet")
+    links.assign(NSFW=[0.9]).to_parquet(tmp_path / "links" / "b.parquet")
+    with pytest.raises(
+        RetrievalError, match=r"b\.parquet: found a column for nsfw, unlike in a\.parquet, need the same"
+    ):
+        build_folder(tmp_path / "links", tmp_path / "out", BuildConfig(kind="urls"), openmoji.retrieval_encoder)
+
+
 def test_a_source_that_is_not_there_and_a_folder_without_captions(openmoji, tmp_path: Path):
     encoder = openmoji.retrieval_encoder
     with pytest.raises(RetrievalError, match="found nothing there, need the folder to index"):

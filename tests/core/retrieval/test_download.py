@@ -9,6 +9,8 @@ from pathlib import Path
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
+import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -112,4 +114,14 @@ def test_http_2_is_spoken_where_it_is_offered(tmp_path: Path):
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path):
     with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED") as error:
         fetch_over_tls(tmp_path, trusted=False)
+    assert error.value.status == "unreachable"
+
+
+def test_a_broken_http2_answer_is_a_dead_link() -> None:
+    class Broken(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            raise h2.exceptions.InvalidBodyLengthError(10, 3)
+
+    with pytest.raises(FetchError, match="found InvalidBodyLengthError") as error:
+        asyncio.run(download(Broken(), "http://a.example/x.png", FetchConfig()))
     assert error.value.status == "unreachable"

@@ -12,6 +12,7 @@ import pytest
 from customdiff_core.errors import ImageError, RetrievalError
 from customdiff_core.retrieval.encoder import Encoder
 from customdiff_core.retrieval.local import LocalSource
+from customdiff_core.retrieval.metadata import Metadata
 from customdiff_core.retrieval.sources import search
 from customdiff_core.settings import REPOSITORY
 
@@ -139,7 +140,8 @@ def test_a_column_that_a_later_part_lacks_is_named(tmp_path: Path):
     write_index(tmp_path, np.eye(4), captions(4), parts=2)
     captions(2).assign(url="x").to_parquet(tmp_path / "metadata" / "metadata_0000.parquet")
     with pytest.raises(
-        RetrievalError, match=r"found no column url in metadata/metadata_0001\.parquet, need it as in the other"
+        RetrievalError,
+        match=r"found no column url in metadata/metadata_0001\.parquet, unlike in the first part, need the same",
     ):
         LocalSource(tmp_path)
 
@@ -329,3 +331,21 @@ def test_a_file_that_is_no_index_is_named(tmp_path: Path):
         RetrievalError, match=rf"index {re.escape(str(tmp_path))}: found a text\.index that faiss cannot read"
     ):
         LocalSource(tmp_path)
+
+
+def test_a_score_that_only_a_later_part_has_is_no_score_that_is_ignored(tmp_path: Path):
+    write_index(tmp_path, np.eye(4), captions(4), parts=2)
+    captions(2).assign(NSFW=0.9).to_parquet(tmp_path / "metadata" / "metadata_0001.parquet")
+    with pytest.raises(
+        RetrievalError, match=r"found a column NSFW in metadata/metadata_0001\.parquet, unlike in the first"
+    ):
+        LocalSource(tmp_path)
+
+
+def test_a_part_that_knows_no_score_of_its_images_is_read_beside_one_that_does(tmp_path: Path):
+    write_index(tmp_path, np.eye(4), captions(4), parts=2)
+    for number, scores in enumerate(([None, None], [0.1, None])):
+        part = tmp_path / "metadata" / f"metadata_{number:04d}.parquet"
+        pd.read_parquet(part).assign(NSFW=np.array(scores, dtype=object)).to_parquet(part)
+    found = Metadata(tmp_path / "metadata").rows(np.array([2, 0, 3]))
+    assert found["nsfw"].tolist() == [0.1, None, None]

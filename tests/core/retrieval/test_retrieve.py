@@ -237,6 +237,21 @@ def test_links_that_the_store_has_already_are_not_fetched_again(web_index, cat, 
 
 
 @pytest.mark.usefixtures("open_loopback")
+def test_what_was_fetched_under_laxer_rules_is_fetched_again(web_index, cat, store):
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    lax = QUICK.model_copy(update={"opt_out": False})
+    first = retrieve(cat, None, profile, RetrieveConfig(count=20, candidates=30, fetch=lax), store=store)
+    before = dict(web.asked)
+    strict = retrieve(cat, None, profile, RetrieveConfig(count=20, candidates=30, fetch=QUICK), store=store)
+    paths = [
+        {url.removeprefix(base) for url in tables.read(store, one, "regularization")["url"]} for one in (first, strict)
+    ]
+    assert paths[0] & paths[1]
+    assert all(web.asked[path] > before[path] for path in paths[0] & paths[1])
+
+
+@pytest.mark.usefixtures("open_loopback")
 def test_a_broken_run_goes_on_from_what_it_fetched(web_index, cat, store, monkeypatch: pytest.MonkeyPatch):
     """The source fails while the search goes deeper, as when a backend is killed."""
     from customdiff_core.retrieval import candidates
