@@ -111,9 +111,16 @@ def load(path: Path) -> Delta:
     check_finite(tensors.items(), str(path))
     tokens: dict[str, dict[str, torch.Tensor]] = {}
     for name in [name for name in tensors if name.startswith(TOKEN_PREFIX)]:
-        token, encoder = name[len(TOKEN_PREFIX) :].rsplit(".", 1)
+        token, found, encoder = name[len(TOKEN_PREFIX) :].rpartition(".")
+        if not found:
+            raise DeltaError(f"{path}: found {name}, need {TOKEN_PREFIX}<token>.<text encoder>; copy it again")
         tokens.setdefault(token, {})[encoder] = tensors.pop(name)
     factors = {name: _factors(name, tensors, path) for name in _factored(tensors)}
+    for name in tensors:
+        if name.removesuffix(RIGHT) not in factors and name.endswith(RIGHT):
+            raise DeltaError(f"{path}: found {name} alone, need both factors of the layer; copy it again")
+        if name in factors:
+            raise DeltaError(f"{path}: found {name} whole and in factors, need one of them; copy it again")
     weights = {name: tensor for name, tensor in tensors.items() if not name.endswith((LEFT, RIGHT))}
     return Delta(weights, tokens, lineage, factors)
 
@@ -125,7 +132,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None
         DeltaError: naming the first tensor with NaN or infinity.
     """
     for name, tensor in tensors:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise DeltaError(f"{what}: found NaN or infinity in {name}, need numbers; train it again or copy it again")
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from customdiff_core.cli.bars import bars, console
@@ -92,18 +93,18 @@ def inspect(
     with told():
         found = run(path, machine(profile, weights, None, "auto").profile, stated_as(token, category))
         lineage = found.delta.lineage
-        table = Table("", f"{path}", show_header=True)
+        table = Table("", escape(f"{path}"), show_header=True)
         base = f"{lineage.base_digest[:12]}{' (stated, not in the file)' if lineage.base_stated else ''}"
         table.add_row("format", found.format)
-        table.add_row("method", lineage.method)
+        table.add_row("method", escape(lineage.method))
         table.add_row("base model", base)
-        table.add_row("concepts, in prompts", lineage.places)
+        table.add_row("concepts, in prompts", escape(lineage.places))
         table.add_row("weights", f"{len(found.delta.weights)} whole, {len(found.delta.factors)} factored")
         tokens = [f"{name} {[len(row) for row in rows.values()]}" for name, rows in found.delta.tokens.items()]
-        table.add_row("tokens", ", ".join(tokens).replace("[", "(").replace("]", ")") or "none")
+        table.add_row("tokens", escape(", ".join(tokens)) or "none")
         if found.changes:
             table.add_row("relative change", f"{min(found.changes.values()):.4f} to {max(found.changes.values()):.4f}")
-        table.add_row("fits this model", f"no: {found.problem}" if found.problem else "yes")
+        table.add_row("fits this model", f"no: {escape(found.problem)}" if found.problem else "yes")
         console.print(table)
         if found.problem:
             raise typer.Exit(1)

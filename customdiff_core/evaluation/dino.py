@@ -36,7 +36,7 @@ class Dino:
 
         vision_files(source)
         self.device = resolve_device(device)
-        options: dict[str, Any] = {"local_files_only": True}
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self._preprocess: Any = AutoImageProcessor.from_pretrained(source.path, use_fast=False, **options)
         if AutoConfig.from_pretrained(source.path, **options).model_type == "vit":
             options["add_pooling_layer"] = False  # which nobody trained, and transformers would warn of

@@ -24,14 +24,19 @@ VAE_ATTENTION = (
     ("to_k", "k"),
     ("to_v", "v"),
     ("to_out.0", "proj_out"),
+    ("query", "q"),  # as older files call them, those of Stable Diffusion 1 on the hub among them
+    ("key", "k"),
+    ("value", "v"),
+    ("proj_attn", "proj_out"),
 )
 Pairs = list[tuple[str, str]]
 
 
 def unet_prefixes(config: Mapping[str, Any]) -> Pairs:
     """Pairs of prefixes, diffusers' and CompVis', that cover every weight of a UNet."""
-    layers = int(config["layers_per_block"])
     down, up = config["down_block_types"], config["up_block_types"]
+    stated = config["layers_per_block"]
+    layers = [int(stated)] * len(down) if isinstance(stated, int) else [int(count) for count in stated]
     pairs: Pairs = [
         ("conv_in.", "input_blocks.0.0."),
         ("time_embedding.linear_1.", "time_embed.0."),
@@ -44,19 +49,21 @@ def unet_prefixes(config: Mapping[str, Any]) -> Pairs:
         *_resnet("mid_block.resnets.0.", "middle_block.0."),
         *_resnet("mid_block.resnets.1.", "middle_block.2."),
     ]
-    for block in range(len(down)):
-        first = 1 + block * (layers + 1)
-        for layer in range(layers):
+    first = 1
+    for block, count in enumerate(layers):
+        for layer in range(count):
             pairs += _resnet(f"down_blocks.{block}.resnets.{layer}.", f"input_blocks.{first + layer}.0.")
             pairs.append((f"down_blocks.{block}.attentions.{layer}.", f"input_blocks.{first + layer}.1."))
-        pairs.append((f"down_blocks.{block}.downsamplers.0.conv.", f"input_blocks.{first + layers}.0.op."))
-    for block, kind in enumerate(up):
-        first = block * (layers + 1)
-        for layer in range(layers + 1):
+        pairs.append((f"down_blocks.{block}.downsamplers.0.conv.", f"input_blocks.{first + count}.0.op."))
+        first += count + 1
+    first = 0
+    for block, (kind, count) in enumerate(zip(up, reversed(layers), strict=True)):
+        for layer in range(count + 1):
             pairs += _resnet(f"up_blocks.{block}.resnets.{layer}.", f"output_blocks.{first + layer}.0.")
             pairs.append((f"up_blocks.{block}.attentions.{layer}.", f"output_blocks.{first + layer}.1."))
         place = 2 if "CrossAttn" in kind else 1
-        pairs.append((f"up_blocks.{block}.upsamplers.0.conv.", f"output_blocks.{first + layers}.{place}.conv."))
+        pairs.append((f"up_blocks.{block}.upsamplers.0.conv.", f"output_blocks.{first + count}.{place}.conv."))
+        first += count + 1
     return pairs
 
 

@@ -142,6 +142,28 @@ def test_half_of_a_factored_change_is_refused(tmp_path):
         deltas.load(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("tensors", "found"),
+    [
+        ({"modifier_token.foo": (3,)}, r"found modifier_token\.foo, need modifier_token\.<token>\.<text encoder>"),
+        ({"a.right": (2, 4)}, r"found a\.right alone, need both factors"),
+        ({"a": (4, 4), "a.left": (4, 2), "a.right": (2, 4)}, "found a whole and in factors, need one of them"),
+    ],
+)
+def test_what_says_too_little_or_two_things_is_refused(tmp_path, tensors: dict[str, tuple[int, ...]], found: str):
+    made = {name: torch.ones(shape) for name, shape in tensors.items()}
+    save_file(made, tmp_path / "x", metadata=to_metadata(Lineage()))
+    with pytest.raises(DeltaError, match=found):
+        deltas.load(tmp_path / "x")
+
+
+def test_numbers_of_8_bits_are_looked_at_too(tmp_path):
+    broken = torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2)
+    save_file({"a.attn2.to_k.weight": broken}, tmp_path / "x", metadata=to_metadata(Lineage()))
+    with pytest.raises(DeltaError, match=r"found NaN or infinity in a\.attn2\.to_k\.weight"):
+        deltas.load(tmp_path / "x")
+
+
 def test_a_factored_change_is_that_of_its_product(components, trained: Delta):
     name = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     base = components.unet.state_dict()[name].clone()

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,15 @@ def test_a_profile_without_one_says_so(openmoji: Profile, store) -> None:
     profile = openmoji.model_copy(update={"dino": None})
     with pytest.raises(EvaluationError, match=r"found no DINO encoder, need one; give it as model\.dino"):
         Judge(profile, store, Runtime(device="cpu")).dino_images(pictures())
+
+
+def test_a_folders_own_program_is_not_run(folder: Path, store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # to whoever asks whether it may
+    hostile = Path(shutil.copytree(folder, tmp_path / "vit"))
+    config = json.loads((hostile / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (hostile / "config.json").write_text(json.dumps(config))
+    (hostile / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    with pytest.raises(ValueError, match=r"trust_remote_code|does not recognize"):
+        judge(hostile, store).dino_images(pictures())
+    assert not (tmp_path / "ran").exists()

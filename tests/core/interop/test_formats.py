@@ -270,6 +270,16 @@ def test_compvis_names_are_stable_diffusion_1s():
     )
 
 
+def test_every_weight_of_the_embedded_unet_has_a_compvis_name_of_its_own(base: Base):
+    """Its levels have layers of their own number."""
+    pairs = unet_prefixes(base.unet_config)
+    theirs = [renamed(name, pairs) for name in base.names]
+    assert None not in theirs
+    assert len(set(theirs)) == len(base.names)
+    assert {renamed(str(name), pairs, back=True) for name in theirs} == set(base.names)
+    assert renamed("up_blocks.2.attentions.2.", pairs) == "output_blocks.6.1."
+
+
 # webui
 
 
@@ -347,6 +357,10 @@ def test_a_vae_with_attention_has_webuis_names_too(tmp_path: Path):
     back = convert_ldm_vae_checkpoint(state, dict(vae.config))
     assert back.keys() == vae.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in vae.state_dict().items())
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name in vae.state_dict():
+        before = next((name.replace(new, old) for new, old in older.items() if f".{new}." in name), name)
+        assert renamed(before, pairs) == renamed(name, pairs)
 
 
 def test_webuis_embedding_is_read_back(trained: Delta, base: Base, tmp_path: Path):
