@@ -29,7 +29,7 @@ from customdiff_core.processor import native_precision
 from customdiff_core.settings import REPOSITORY, Settings
 from deployments import stack
 from deployments.processes import Service, require_free
-from deployments.registration import POOL, declared_deployments
+from deployments.registration import POOL, declared_deployments, registered
 
 GIGABYTE = 1024**3
 DISK = 10  # GB: the environment and a few customizations
@@ -213,7 +213,7 @@ def _inside(client: SyncPrefectClient, local: stack.Stack) -> Iterator[Check]:
     yield _check("work pool", not pool.is_paused, POOL, "resume it in the UI", "warning")
     workers = local.online_workers(client)
     yield _check("worker", bool(workers), ", ".join(workers) or "none online", "make up", "warning")
-    there = {deployment.name for deployment in client.read_deployments()}
+    there = set(registered(client))
     missing = sorted(declared_deployments() - there)
     found = f"no {', '.join(missing)}" if missing else f"{len(there)} there"
     yield _check("deployments", not missing, found, "make up", "warning")

@@ -4,17 +4,28 @@ customdiff forget https://host/picture.jpg          # says what would go
 customdiff forget https://host/picture.jpg --yes    # removes it
 """
 
-from typing import Annotated
+import json
+import re
+from collections.abc import Collection
+from itertools import count
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from customdiff_core.artifacts import Store
+from customdiff_core.artifacts import Store, write_atomic
 from customdiff_core.errors import CustomDiffusionError
 from customdiff_core.retrieval.forget import Forgotten, plan
 from customdiff_core.retrieval.forget import forget as forget_picture
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import Artifact
+
+RUN = re.compile(r"\(([0-9a-f-]{36})\)$")  # of a producer that is a flow run; the command line and the library are none
+PENDING = "forgotten-pages.json"
+PAGES = 50  # asked for at once: each may be a megabyte
 
 
 def forget(
@@ -33,27 +44,42 @@ def forget(
     for folder in found.folders:
         console.print(f"{'removed' if yes else 'would remove'} {escape(str(folder))}")
     if yes:
-        console.print(_forget_pages(found))
+        console.print(_forget_pages(found, store))
         console.print("it will not be fetched again; backups and indices are yours to clean")
     else:
         console.print("nothing was removed; say --yes to remove it")
 
 
-def _forget_pages(found: Forgotten) -> str:
-    """Delete what the runs that used the picture show in the UI, where a server is running."""
-    runs = [UUID(producer.rsplit("(", 1)[-1].rstrip(")")) for producer in found.producers if producer != "library"]
-    if not runs:
-        return "no run of the UI used it"
+def _forget_pages(found: Forgotten, store: Store) -> str:
+    """Delete every page of the UI that shows what was made from the picture, where a server is running.
+
+    Pages name their artifact's key; those of the runs that made one go whole. What could not be asked for is kept in the store,
+    and asked for the next time.
+    """
+    path = store.root / PENDING
+    runs = {run.group(1) for producer in found.producers if (run := RUN.search(producer))}
+    pending = {one.key for one in found.artifacts} | runs
+    pending |= set(json.loads(path.read_bytes())) if path.is_file() else set()
+    if not pending:
+        return "no page of the UI showed it"
+    write_atomic(path, json.dumps(sorted(pending)).encode())
     from prefect.client.orchestration import get_client  # here: the other commands start without a server's library
-    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
     try:
         with get_client(sync_client=True) as client:
-            pages = client.read_artifacts(
-                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=runs))
-            )
-            for page in pages:
-                client.delete_artifact(page.id)
+            gone: list[UUID] = []
+            for start in count(0, PAGES):
+                pages = client.read_artifacts(limit=PAGES, offset=start)
+                gone += [page.id for page in pages if _shows(page, pending)]
+                if len(pages) < PAGES:
+                    break
+            for page in gone:
+                client.delete_artifact(page)
     except Exception as error:
         return f"pages in the UI: found no server ({type(error).__name__}), need it to remove them; start it and run this again"
-    return f"removed {len(pages)} pages of the UI"
+    path.unlink()
+    return f"removed {len(gone)} pages of the UI"
+
+
+def _shows(page: "Artifact", pending: Collection[str]) -> bool:
+    return str(page.flow_run_id) in pending or any(one in str(page.data) for one in pending)

@@ -5,17 +5,21 @@ python -m deployments.local run customize/cat --param 'train={"steps": 100}'
 """
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from customdiff_core.artifacts import Store
-from customdiff_core.errors import CustomDiffusionError, ServiceError, StoreError
+from customdiff_core.errors import CustomDiffusionError, ServiceError
 from customdiff_core.settings import REPOSITORY
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 WATCH_SECONDS = 12 * 3600  # a night of the benchmark takes an hour and more
 INTERRUPTED = 130
@@ -87,23 +91,23 @@ def run(
         except KeyboardInterrupt:
             say(f"no longer watching; the run goes on: {url}")
             raise typer.Exit(INTERRUPTED) from None
-    if not (done.state and done.state.is_completed()):
-        why = done.state.message if done.state else "no state"
-        raise ServiceError(f"{deployment}: found it {done.state_name}: {why}; see {url}")
-    say(f"done in {done.total_run_time.total_seconds():.0f} s")
-    report = report_url(local.files_url, str(done.parameters.get("concept", "")))
+        if not (done.state and done.state.is_completed()):
+            why = done.state.message if done.state else "no state"
+            raise ServiceError(f"{deployment}: found it {done.state_name}: {why}; see {url}")
+        say(f"done in {done.total_run_time.total_seconds():.0f} s")
+        report = report_url(client, done.id, local.files_url)
     if report:
         say(f"report: {report}")
     say(f"UI: {local.ui_url}")
 
 
-def report_url(files_url: str, concept: str) -> str | None:
-    """Address of a concept's newest report; None when it has none."""
-    try:
-        report = Store().newest("report", concept=concept)
-    except StoreError:
-        return None
-    return f"{files_url}/report/{report.key}/report.html"
+def report_url(client: "SyncPrefectClient", run: UUID, files_url: str) -> str | None:
+    """Address of the report that a run linked in the UI; None where it wrote none."""
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    linked = re.compile(rf"{re.escape(files_url)}/report/[0-9a-f]+/report\.html")
+    shown = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
+    return next((found.group() for page in shown if (found := linked.search(str(page.data)))), None)
 
 
 def say(text: str) -> None:

@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Crashed
 from prefect.variables import Variable
@@ -31,7 +32,7 @@ PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 POOL = "local-process"
 SLOTS = {"gpu": 1}  # global concurrency limits
 DEPLOYED = "customdiff_deployed"  # the Prefect variable that says which code the deployments were made from
-DECLARING = ("prefect.yaml", "flows/*.py", "tasks/*.py", "customdiff_core/*.py", "deployments/**/*.y*ml")
+DECLARING = ("prefect.yaml", "flows/*.py", "tasks/*.py", "customdiff_core/**/*.py", "deployments/**/*.y*ml")
 DEPLOY_SECONDS = 300.0
 
 
@@ -48,12 +49,15 @@ def prepare(client: SyncPrefectClient) -> None:
 def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> None:
     """Deploy prefect.yaml when the code that declares it, or the place of the checkout, is not what was deployed.
 
+    A schedule that somebody paused stays paused: Prefect makes schedules anew with every deployment.
+
     Raises:
         ServiceError: if Prefect refuses.
     """
     declared = declared_deployments()
     version = code_version()
-    there = {deployment.name for deployment in client.read_deployments()}
+    before = registered(client)
+    there = set(before)
     if Variable.get(DEPLOYED) == version and declared <= there:
         return
     say("deploying the flows of prefect.yaml")
@@ -63,15 +67,26 @@ def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> 
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=DEPLOY_SECONDS
         )
-    missing = declared - {deployment.name for deployment in client.read_deployments()}
+    after = registered(client)
+    for name, deployment in after.items():
+        if name in before and before[name].schedules and not any(one.active for one in before[name].schedules):
+            for one in deployment.schedules:
+                client.update_deployment_schedule(deployment.id, one.id, active=False)
+    missing = declared - set(after)
     if done.returncode or missing:
         found = f"exit {done.returncode}" + (f" and no {', '.join(sorted(missing))}" if missing else "")
         raise ServiceError(f"deployments: found {found} from `prefect deploy --all`, need all deployed; read {log}")
     Variable.set(DEPLOYED, version, overwrite=True)
 
 
+def registered(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
+    """What the server has, by "<flow>/<deployment>"."""
+    flows = {flow.id: flow.name for flow in client.read_flows()}
+    return {f"{flows.get(one.flow_id)}/{one.name}": one for one in client.read_deployments()}
+
+
 def declared_deployments() -> set[str]:
-    """Names in prefect.yaml.
+    """What prefect.yaml declares, as "<flow>/<deployment>".
 
     Raises:
         ServiceError: if it is not there.
@@ -79,7 +94,9 @@ def declared_deployments() -> set[str]:
     path = REPOSITORY / "prefect.yaml"
     if not path.is_file():
         raise ServiceError(f"prefect.yaml: found none in {REPOSITORY}, need the deployments it declares; check it out")
-    return {one["name"] for one in yaml.safe_load(path.read_text())["deployments"]}
+    declared = yaml.safe_load(path.read_text())["deployments"]
+    # A flow is called as its function, with hyphens.
+    return {f"{one['entrypoint'].rsplit(':', 1)[1].replace('_', '-')}/{one['name']}" for one in declared}
 
 
 def code_version() -> str:

@@ -192,9 +192,20 @@ def worker_limit() -> int:
 
 
 def _must_start(service: Service, ready: Callable[[], bool], say: Say) -> bool:
-    """Whether a service has to be started; one that is deaf or has other settings is stopped first."""
+    """Whether a service has to be started; one that is deaf or has other settings is stopped first.
+
+    Raises:
+        ServiceError: if it has other settings while runs compute, which would end with it.
+    """
     if service.process() is None:
         return True
+    computing = [run for run, _ in flow_runs(service.home)]
+    if computing and not service.is_current():
+        raise ServiceError(
+            f"{service.name}: found it started with other PREFECT_* or CUSTOMDIFF_* variables, and {len(computing)} runs "
+            f"computing ({computing[0]}), need them ended before it is replaced; wait for them, use the variables that it was "
+            "started with, or run `make down`, which stops them (retried they go on)"
+        )
     reason = "its settings changed"
     if service.is_current():
         try:

@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from customdiff_core.errors import ServiceError
+from deployments.registration import registered
 
 POLL_SECONDS = 1.0
 PREFECTS_OWN = re.compile("-[0-9a-f]{3}$")
@@ -34,8 +35,8 @@ def start(client: SyncPrefectClient, deployment: str, parameters: list[str]) -> 
     try:
         found = client.read_deployment_by_name(deployment)
     except ObjectNotFound as error:
-        known = sorted(f"{client.read_flow(one.flow_id).name}/{one.name}" for one in client.read_deployments())
-        raise ServiceError(f"deployment: found no {deployment}, need one of {', '.join(known)}") from error
+        known = ", ".join(sorted(registered(client)))
+        raise ServiceError(f"deployment: found no {deployment}, need one of {known}") from error
     values = dict(_parameter(text) for text in parameters)
     try:
         return client.create_flow_run_from_deployment(found.id, parameters=values)

@@ -25,14 +25,9 @@ def indexed(profile: Profile, config: IndexConfig, runtime: Runtime) -> Artifact
 
 
 @flow(name="build-index", validate_parameters=True)
-def build_index(scenes: int = 10_000, model: ModelOptions = ModelOptions()) -> Artifact | None:
-    """Render captioned scenes, embed them with the retrieval CLIP and index them for FAISS.
-
-    Args:
-        scenes: how many; at least 8000 give every concept its 200 regularization images.
-        model: the profile.
-    """
-    return indexed(model.resolve(), IndexConfig(scenes=scenes), model.runtime)
+def build_index(model: ModelOptions = ModelOptions()) -> Artifact | None:
+    """Render captioned scenes, embed them with the retrieval CLIP and index them for FAISS: what every run searches."""
+    return indexed(model.resolve(), IndexConfig(), model.runtime)
 
 
 @flow(name="build-own-index", validate_parameters=True)

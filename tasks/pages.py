@@ -385,8 +385,12 @@ def provenance(manifest: Manifest, producer: str) -> str:
 
 
 def _page(title: str, artifact: Artifact, here: Store, body: Callable[[int], str]) -> str:
-    """Build a page with the largest thumbnails that keep it below the limit."""
-    head = f"{provenance(here.manifest(artifact), here.producer)}\n\n## {title}\n\n"
+    """Build a page with the largest thumbnails that keep it below the limit.
+
+    It names the artifact by its key, by which other stages take it, and by which a page is found when it must go.
+    """
+    made = f"{provenance(here.manifest(artifact), here.producer)} Key of the {artifact.kind}: `{artifact.key}`."
+    head = f"{made}\n\n## {title}\n\n"
     pages = (head + body(side) for side in SIDES)
     fitting = (page for page in pages if len(page.encode()) < LIMIT)
     return next(fitting, f"{head}The pictures are too many for this page; they are in `{here.path(artifact)}`.")

@@ -121,6 +121,26 @@ def test_a_changed_environment_or_command_asks_for_a_new_process(
     assert not service.is_current()
 
 
+def test_a_service_of_other_settings_is_replaced_but_not_while_runs_compute(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.start()
+    monkeypatch.setenv("CUSTOMDIFF_STORE", "/elsewhere")
+    environment = os.environ | {"PREFECT__FLOW_RUN_ID": "one", "PREFECT_HOME": str(service.home)}
+    with subprocess.Popen(SLEEP, env=environment) as process:
+        _until(lambda: list(flow_runs(service.home)))
+        with pytest.raises(
+            ServiceError, match=r"found it started with other .* variables, and 1 runs computing \(one\)"
+        ):
+            stack._must_start(service, lambda: True, lambda text: None)
+        assert service.process() is not None
+        process.kill()
+    said: list[str] = []
+    assert stack._must_start(service, lambda: True, said.append)
+    assert said == [f"replacing the {service.name}: its settings changed"]
+    assert service.process() is None
+
+
 def test_a_service_that_ends_at_once_is_told_with_its_last_words(tmp_path: Path) -> None:
     service = Service("server", (sys.executable, "-c", "raise SystemExit('no such database')"), tmp_path)
     service.start()
