@@ -316,8 +316,9 @@ def _sync(path: Path) -> None:
 
 
 def _no_space(error: Exception) -> bool:
-    """Whether a library's error means a full disk: Arrow and safetensors wrap the system's own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    """Whether a library's error means a full disk: Arrow and safetensors wrap the system's own, SQLite says it in its words."""
+    said = ("No space left on device", "database or disk is full")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(words in str(error) for words in said)
 
 
 def _store_error(error: OSError, path: Path) -> StoreError:

@@ -81,9 +81,10 @@ def figures(outcomes: Sequence[Outcome], store: Store) -> pd.DataFrame:
 def summary(outcomes: Sequence[Outcome], store: Store) -> pd.DataFrame:
     """Every trial on every concept: means over its training seeds, in the order in which they were tried."""
     cells = figures(outcomes, store)
-    image = HELD_OUT if cells.loc[cells["error"] == "", HELD_OUT].notna().all() else TRAINING
     rows: list[tables.Row] = []
     for concept, mine in cells.groupby("concept", sort=False):
+        # A concept of its own pictures alone has no held-out ones; that of others stays as it was chosen by.
+        image = HELD_OUT if mine.loc[mine["error"] == "", HELD_OUT].notna().all() else TRAINING
         base = float(mine.loc[mine["change"] == BASE, "text_alignment"].mean())
         for change, part in mine.groupby("change", sort=False):
             text = float(part["text_alignment"].mean())

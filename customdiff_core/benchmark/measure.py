@@ -22,8 +22,8 @@ from customdiff_core.concepts import Concept, fill
 from customdiff_core.config import EvaluateConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError
 from customdiff_core.evaluation.alignment import Scores, image_alignment, nearest_similarity, text_alignment
-from customdiff_core.evaluation.identity import bounded, identity
-from customdiff_core.evaluation.intervals import crossed_interval, grid_of
+from customdiff_core.evaluation.identity import identity
+from customdiff_core.evaluation.intervals import crossed_interval, grid_of, of_share
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import jackknife, kid
 from customdiff_core.evaluation.validation import validation
@@ -91,11 +91,8 @@ def training(cell: Cell, protocol: Protocol, profile: Profile, first: str) -> Fi
     """The settings of that of a cell's trainings which begins with this concept, with its seed and share of the steps."""
     config = cell.training(profile)
     steps = max(1, round(config.steps * cell.share * protocol.share))
-    changed: dict[str, object] = {"steps": steps, "seed": training_seed(cell.seed, first)}
-    if not cell.what.regularized:  # an ablation changes nothing else: the rates stay as with regularization
-        rates = methods.get(config.method).rates(config)
-        changed |= {"prior_weight": 0.0, "learning_rate": rates[0], "modifier_learning_rate": rates[1]}
-    return config.model_copy(update=changed)
+    config = config.model_copy(update={"steps": steps, "seed": training_seed(cell.seed, first)})
+    return config if cell.what.regularized else methods.without_regularization(config)
 
 
 @dataclass
@@ -198,7 +195,8 @@ class Work:
             if metric == "kid":
                 features, config = self._kid_features(samples), self.config
                 value, count = kid(*features, config.kid_subset_size, config.kid_subsets), len(features[0])
-            low, high = bounded(str(metric), low + value - centre, high + value - centre)
+            low, high = (end + value - centre for end in (low, high))
+            low, high = of_share(str(metric), low, high, len(grid), self.config.confidence)
             ends = {"ci_low": low, "ci_high": high}
             extractor = self.judge.extractor(str(metric))
             rows.append({"metric": metric, "extractor": extractor, "value": value, **ends, "n": count})

@@ -17,8 +17,7 @@ from customdiff_core.artifacts import Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.history import COSTS, METRICS, measured
 from customdiff_core.evaluation.alignment import Scores
-from customdiff_core.evaluation.identity import bounded
-from customdiff_core.evaluation.intervals import grid_of, pooled_interval
+from customdiff_core.evaluation.intervals import grid_of, of_share, pooled_interval
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,11 @@ class Evidence:
         shaped = np.reshape(scores, (common.concepts, common.trainings, *grids[0].shape[1:]))
         trained = any(rows.get(name).way != "base" for part in parts for name in set(part["row"]))
         known = _as_trainings(shaped) if trained else shaped  # the base model is no training of any
-        low, high = pooled_interval(known, 1 - (1 - self.confidence) / tests)
+        confidence = 1 - (1 - self.confidence) / tests
+        low, high = pooled_interval(known, confidence)
         shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
-        return Figure(value, *bounded(metric, low + shift, high + shift, difference=len(parts) > 1), *shaped.shape)
+        ends = of_share(metric, low + shift, high + shift, shaped.shape[2], confidence, difference=len(parts) > 1)
+        return Figure(value, *ends, *shaped.shape)
 
 
 def _paired(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:

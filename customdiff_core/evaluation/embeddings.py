@@ -41,6 +41,8 @@ def embedded(
     path = store.scratch("embeddings", recipe.key) / FILE
     try:
         known = _read(path, set(digests))
+    except sqlite3.OperationalError:
+        raise  # held by another process, or unreadable here: the vectors are still there
     except sqlite3.DatabaseError as error:
         logger.warning("%s: %s; embedding anew", path, error)
         path.unlink(missing_ok=True)

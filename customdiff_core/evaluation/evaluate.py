@@ -12,8 +12,8 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, nearest_similarity, text_alignment
-from customdiff_core.evaluation.identity import bounded, identity
-from customdiff_core.evaluation.intervals import crossed_interval, grid_of
+from customdiff_core.evaluation.identity import identity
+from customdiff_core.evaluation.intervals import crossed_interval, grid_of, of_share
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.kid import kid, kid_interval
 from customdiff_core.evaluation.validation import validation
@@ -127,7 +127,7 @@ def _alignment_rows(scores: pd.DataFrame, judge: Judge, config: EvaluateConfig) 
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
             low, high = crossed_interval(grid[None], config.confidence)
-            low, high = bounded(metric, low, high, difference=subject == "difference")
+            low, high = of_share(metric, low, high, len(grid), config.confidence, difference=subject == "difference")
             rows.append(_row(subject, metric, judge, float(grid.mean()), low, high, grid.size))
     return rows
 
@@ -152,7 +152,7 @@ def _kid_rows(
             tables.read(store, samples[f"kid_{subject}"], "samples", ["image"])["image"].tolist()
         )
         value = kid(drawn, true, config.kid_subset_size, config.kid_subsets)
-        low, high = kid_interval(drawn, true, config.confidence)
+        low, high = kid_interval(value, drawn, true, config.confidence)
         rows.append(_row(subject, "kid", judge, value, low, high, len(drawn)))
     return rows
 

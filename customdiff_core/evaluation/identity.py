@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
 from customdiff_core import images
 from customdiff_core.concepts import Concept
@@ -27,7 +28,8 @@ RING = 4  # pixels of border that say what the background is
 LEVELS = 8  # of each channel, when the background's colours are looked up
 BACKGROUND_SHARE = 0.02  # of the border; a colour as frequent there is background
 HUES, GREYS = 18, 3
-OUTLINE = 60  # of 255; darker pixels are outlines, which every drawing has
+OUTLINE = 60  # of 255; darker pixels are outlines
+THINGS, SMALLEST = 4, 0.25  # things of a picture that are looked at, and what a small one has of the largest's pixels
 COLOURLESS = 0.18  # chroma below which a pixel is grey
 
 
@@ -41,28 +43,28 @@ def identity(concept: Concept, drawn: Sequence[bytes], judge: Judge) -> dict[str
     """
     own, others = concept.true_pictures(), [concept.read(picture, "others") for picture in concept.others]
 
-    def palette(data: Sequence[bytes]) -> Vectors:
-        return np.stack([colours(images.open_trusted(one)) for one in data])
+    def palettes(data: Sequence[bytes]) -> Vectors:
+        return np.stack([colours(images.decode(one, "picture")) for one in data])
 
-    found = (recognised(see(drawn), see(own), see(others)) for see in (judge.images, palette))
+    parts = np.stack([colours_of_things(images.decode(one, "picture")) for one in drawn])
+    found = (
+        recognised(judge.images(drawn), judge.images(own), judge.images(others)),
+        recognised(parts, palettes(own), palettes(others)),
+    )
     return dict(zip(RATES, found, strict=True))
-
-
-def bounded(metric: str, low: float, high: float, *, difference: bool = False) -> tuple[float, float]:
-    """An interval's ends; of a rate (or a difference of two) not beyond what it can be, which normal theory does not know."""
-    return (max(low, -1.0 if difference else 0.0), min(high, 1.0)) if metric in RATES else (low, high)
 
 
 def recognised(drawn: Vectors, own: Vectors, others: Vectors) -> Scores:
     """1 where the nearest of all pictures is one of the concept's own, else 0.
 
     Args:
-        drawn: (N, D) unit vectors.
+        drawn: (N, D) unit vectors, or (N, K, D) of K parts of each picture, of which the likest counts.
         own: (T, D) the concept's true pictures.
         others: (M, D) look-alikes.
     """
     drawn, own, others = (one.astype(np.float64) for one in (drawn, own, others))
-    return ((drawn @ own.T).max(axis=1) > (drawn @ others.T).max(axis=1)).astype(np.float64)
+    nearest, other = ((drawn @ true.T).reshape(len(drawn), -1).max(axis=1) for true in (own, others))
+    return (nearest > other).astype(np.float64)
 
 
 def colours(picture: Image.Image) -> Vectors:
@@ -71,8 +73,34 @@ def colours(picture: Image.Image) -> Vectors:
     Products of two are Bhattacharyya coefficients. Pixels in the colours of the border, and outlines, do not count; a
     picture without foreground gives zeros.
     """
-    pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
-    shown = pixels[_foreground(pixels)].astype(np.float64) / 255
+    pixels = _pixels(picture)
+    return _palette(pixels[_foreground(pixels) & _painted(pixels)])
+
+
+def colours_of_things(picture: Image.Image) -> Vectors:
+    """The colours of the whole foreground and of each thing that stands apart in it: (1 + THINGS, D), zeros where there are fewer.
+
+    What stands beside a concept, a red apple, does not count against it then. Things are connected, their outlines
+    included; the smaller ones have a share of the largest's paint of at least SMALLEST.
+    """
+    pixels = _pixels(picture)
+    seen, paint = _foreground(pixels), _painted(pixels)
+    found, count = ndimage.label(seen, structure=np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    sizes = np.bincount(found[paint & seen], minlength=count + 1)[1:]
+    large = [thing for thing in np.argsort(-sizes, kind="stable")[:THINGS] if sizes[thing] >= SMALLEST * sizes.max()]
+    made = np.zeros((1 + THINGS, HUES + GREYS), np.float32)
+    for row, mask in enumerate([seen, *(found == thing + 1 for thing in large)]):
+        made[row] = _palette(pixels[mask & paint])
+    return made
+
+
+def _pixels(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    return np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def _palette(pixels: npt.NDArray[np.uint8]) -> Vectors:
+    """The unit vector of (n, 3) pixels' colours; zeros of none."""
+    shown = pixels.astype(np.float64) / 255
     counts = np.zeros(HUES + GREYS)
     if len(shown):
         high, low = shown.max(axis=1), shown.min(axis=1)
@@ -95,13 +123,18 @@ def _spread(counts: Scores, place: Scores, weight: Scores, after: npt.NDArray[An
     np.add.at(counts, after.astype(int), weight * share)
 
 
+def _painted(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """(h, w): no outline, which every drawing has."""
+    return pixels.max(axis=-1) > OUTLINE
+
+
 def _foreground(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """(h, w): neither outline nor of a colour that the border shows."""
+    """(h, w): not of a colour that the border shows."""
     bins = (pixels.astype(int) * LEVELS // 256) @ np.array([LEVELS * LEVELS, LEVELS, 1])
     border = np.ones(bins.shape, bool)
     border[RING:-RING, RING:-RING] = False
     shares = np.bincount(bins[border], minlength=LEVELS**3) / border.sum()
-    return (shares[bins] < BACKGROUND_SHARE) & (pixels.max(axis=-1) > OUTLINE)
+    return shares[bins] < BACKGROUND_SHARE
 
 
 def _hue(shown: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -15,6 +15,21 @@ import pandas as pd
 from scipy.special import stdtrit
 
 Scores = npt.NDArray[np.float64]
+SHARES = frozenset({"recognised", "recognised_by_colour", "all_present"})  # metrics that are 0 or 1 an image
+
+
+def of_share(
+    metric: str, low: float, high: float, prompts: int, confidence: float, *, difference: bool = False
+) -> tuple[float, float]:
+    """What normal theory does not know of a share of images, or of a difference of two: it ends at 0 and 1.
+
+    Where all images agree, their variance says nothing: prompts of P without one exception leave 1 - (alpha / 2)^(1 / P)
+    for others (Clopper and Pearson, 1934). Intervals of other metrics are returned as they are.
+    """
+    if metric not in SHARES:
+        return low, high
+    unseen = 1 - ((1 - confidence) / 2) ** (1 / prompts) if low == high else 0.0
+    return max(low - unseen, -1.0 if difference else 0.0), min(high + unseen, 1.0)
 
 
 def grid_of(scores: pd.DataFrame, column: str = "value") -> Scores:

@@ -45,9 +45,9 @@ def kid(generated: Features, real: Features, subset_size: int, subsets: int, see
 
 
 def kid_interval(
-    generated: Features, real: Features, confidence: float = 0.95, groups: int = 50
+    value: float, generated: Features, real: Features, confidence: float = 0.95, groups: int = 50
 ) -> tuple[float, float]:
-    """Jackknife interval of KID x 10^3 over groups of captions.
+    """Jackknife interval around a value of KID x 10^3, over groups of captions.
 
     Image i of both sets belongs to caption i, so that leaving a caption out leaves out both. Leaving out, unlike drawing
     with replacement, never compares an image with itself, which would bias the estimate.
@@ -59,8 +59,7 @@ def kid_interval(
 
     values = jackknife(generated, real, groups)
     half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(values.std(ddof=1)) / len(values) ** 0.5
-    centre = SCALE * _mmd2(_kernels(generated, real), np.arange(len(generated)))
-    return centre - half, centre + half
+    return value - half, value + half
 
 
 def jackknife(generated: Features, real: Features, groups: int = 50) -> npt.NDArray[np.float64]:

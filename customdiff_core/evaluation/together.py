@@ -14,7 +14,7 @@ from customdiff_core.concepts import Concept, fill
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.evaluation.alignment import image_alignment, text_alignment
 from customdiff_core.evaluation.evaluate import grids_of
-from customdiff_core.evaluation.intervals import crossed_interval
+from customdiff_core.evaluation.intervals import crossed_interval, of_share
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.evaluation.presence import (
     captions_of,
@@ -129,6 +129,7 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
         grids |= {f"{name} - {BASE}": grid - grids[BASE] for name, grid in grids.items() if name != BASE}
         for subject, grid in grids.items():
             low, high = crossed_interval(grid[None], config.confidence)
+            low, high = of_share(metric, low, high, len(grid), config.confidence, difference=" - " in subject)
             rows.append(_row(subject, metric, float(grid.mean()), low, high, grid.size))
     return rows
 

@@ -1,7 +1,9 @@
 """Held-out images of the concept's category, with captions: what KID compares the customized model's pictures with."""
 
+from itertools import islice
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from customdiff_core import images, stages, tables
@@ -12,6 +14,12 @@ from customdiff_core.profiles import Profile
 from customdiff_core.settings import Settings
 from customdiff_core.world.drawings import load_drawings
 from customdiff_core.world.scenes import render_scene, sample_category_scenes
+
+BATCH = 64
+COLUMNS = {
+    "caption": ("text", (pa.types.is_string, pa.types.is_large_string)),
+    "image": ("the bytes of a picture's file", (pa.types.is_binary, pa.types.is_large_binary)),
+}
 
 
 def validation(concept: Concept, profile: Profile, count: int, *, store: Store) -> Artifact:
@@ -47,13 +55,36 @@ def _read(source: Path | None, count: int) -> list[tables.Row]:
             f"validation images: found {source or 'none'}, need a Parquet of {count} held-out images of the category with the "
             "columns caption and image (bytes); give its path as model.validation"
         )
-    table = pq.read_table(source)
-    if missing := {"caption", "image"} - set(table.column_names):
-        raise EvaluationError(f"{source}: found no column {missing.pop()}, need caption and image; add it")
-    if len(table) < count:
-        raise EvaluationError(f"{source}: found {len(table)} images, need {count}; add some or lower kid_images")
-    rows = table.slice(0, count).select(["caption", "image"]).to_pylist()
+    try:
+        with pq.ParquetFile(source) as file:
+            _check(file, source, count)
+            batches = file.iter_batches(batch_size=BATCH, columns=list(COLUMNS))
+            rows = list(islice((row for batch in batches for row in batch.to_pylist()), count))
+    except (pa.ArrowException, OSError) as error:
+        raise EvaluationError(
+            f"{source}: found no readable Parquet ({error}), need one with the columns caption and image; write it again"
+        ) from error
+    for number, row in enumerate(rows):
+        if empty := [name for name in COLUMNS if not row[name]]:
+            raise EvaluationError(
+                f"{source} row {number}: found no {empty[0]}, need a caption and an image in each; leave the row out"
+            )
     return [
         {"caption": row["caption"], "image": images.encode(images.decode(row["image"], f"{source} row {number}"))}
         for number, row in enumerate(rows)
     ]
+
+
+def _check(file: pq.ParquetFile, source: Path, count: int) -> None:
+    for name, (what, fits) in COLUMNS.items():
+        if name not in file.schema_arrow.names:
+            raise EvaluationError(f"{source}: found no column {name}, need caption and image; add it")
+        kind = file.schema_arrow.field(name).type
+        if not any(fit(kind) for fit in fits):
+            raise EvaluationError(
+                f"{source}: found the column {name} of {kind}, need {what}; of a struct, write its field alone"
+            )
+    if file.metadata.num_rows < count:
+        raise EvaluationError(
+            f"{source}: found {file.metadata.num_rows} images, need {count}; add some or lower kid_images"
+        )

@@ -236,7 +236,7 @@ class Trainer:
             state |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         state["history"] = torch.tensor(self.history, dtype=torch.float64)
         state["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
-        state["scale"] = torch.tensor(self.scaler.get_scale())
+        state |= {f"scaler.{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
         return state | self.watch.state()
 
     def resume(self, folder: Path) -> None:
@@ -260,7 +260,7 @@ class Trainer:
         self.history, self.seconds = state["history"].tolist(), state["seconds"].tolist()
         self.watch.resume(state, self.components.device)
         if self.scaler.is_enabled():
-            self.scaler.update(float(state["scale"]))
+            self.scaler.load_state_dict({name: state[f"scaler.{name}"].item() for name in self.scaler.state_dict()})
 
 
 def _slot(value: torch.Tensor, slot: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -111,6 +111,17 @@ def test_other_seeds_are_other_trainings_of_equal_settings_and_the_base_model_ha
     assert keys[1][0] == keys[1][1]
 
 
+def test_a_whole_training_is_no_point_of_a_curve_that_ends_at_as_many_steps(chain, profile: Profile) -> None:
+    """Their trainings are equal, but KID is measured of one alone."""
+    short, long = (PROTOCOL.model_copy(update={"share": share}) for share in (0.25, 0.5))
+    whole, point = (
+        Cell(row="custom-diffusion", concepts=("cat",)),
+        Cell(row="custom-diffusion", concepts=("cat",), share=0.5),
+    )
+    keys = [stages.cell(cell, one, chain.index, profile).key for cell, one in ((whole, short), (point, long))]
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.parametrize("name", [name for name, row in rows.ROWS.items() if row.way != "base"])
 def test_every_row_of_the_table_that_learns_knows_its_words(chain, profile: Profile, name: str) -> None:
     row = rows.get(name)

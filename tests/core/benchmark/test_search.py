@@ -11,7 +11,7 @@ from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import search as searches
 from customdiff_core.benchmark.cells import Cell
-from customdiff_core.benchmark.conclude import choose, conclude, markdown
+from customdiff_core.benchmark.conclude import choose, conclude, markdown, summary
 from customdiff_core.benchmark.measure import training
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.search import Search
@@ -165,3 +165,21 @@ def test_without_a_base_model_there_is_nothing_to_choose_by(store: Store) -> Non
     tried = outcomes(store, searches.trials(SEARCH), lambda cell: cell.row == "base")
     with pytest.raises(EvaluationError, match="search tiny: found no trial to compare with the base model"):
         choose(tried, SEARCH, store)
+
+
+def test_a_tested_concept_without_held_out_pictures_changes_no_others_metric(store: Store) -> None:
+    tried = outcomes(store, searches.trials(SEARCH))
+
+    def bare(cell: Cell) -> Artifact:
+        def produce(folder: Path) -> int:
+            measures = {"image_alignment_training": 0.9, "text_alignment": 1.5, "kid": 1.0}
+            return tables.write(folder / "measures.parquet", [{"metric": k, "value": v} for k, v in measures.items()])
+
+        return store.make(Recipe(kind="cell", inputs={}, config=cell.model_dump(), code="bare", versions={}), produce)
+
+    tested = tuple(Outcome(cell=one, made=bare(one)) for one in searches.tests(SEARCH, choose(tried, SEARCH, store)))
+    found = summary((*tried, *tested), store)
+    assert dict(zip(found["concept"], found["metric"], strict=True)) == {
+        "cat": "image_alignment_held_out",
+        "dog": "image_alignment_training",
+    }

@@ -74,6 +74,18 @@ def test_a_damaged_file_is_made_anew(store: Store, caplog: pytest.LogCaptureFixt
     assert look(store, ["a"])[1] == []
 
 
+def test_what_another_process_holds_is_not_thrown_away(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    look(store, ["a"])
+    monkeypatch.setattr("customdiff_core.evaluation.embeddings.BUSY_SECONDS", 0.01)
+    other = sqlite3.connect(path_of(store), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="database is locked"):
+        look(store, ["a"])
+    other.execute("COMMIT")
+    other.close()
+    assert look(store, ["a"])[1] == []
+
+
 def test_more_than_one_question_holds_are_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("customdiff_core.evaluation.embeddings.ASKED", 4)
     look(store, ALPHABET)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from customdiff_core import concepts, images
 from customdiff_core.artifacts import Store
 from customdiff_core.config import Runtime
-from customdiff_core.evaluation.identity import RATES, bounded, colours, identity, recognised
+from customdiff_core.evaluation.identity import RATES, colours, colours_of_things, identity, recognised
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.profiles import Profile
 from customdiff_core.settings import Settings
@@ -62,10 +62,51 @@ def test_likeness_to_a_training_picture_counts_for_nothing(store: Store, openmoj
     assert {name: scores.tolist() for name, scores in found.items()} == {rate: [0.0] for rate in RATES}
 
 
-def test_the_interval_of_a_rate_ends_where_rates_do():
-    assert bounded("recognised", -0.1, 1.2) == (0.0, 1.0)
-    assert bounded("recognised_by_colour", -1.3, 1.2, difference=True) == (-1.0, 1.0)
-    assert bounded("text_alignment", -0.1, 1.2) == (-0.1, 1.2)
+def test_what_stands_beside_the_concept_does_not_count_against_it():
+    picture = Image.new("RGB", (64, 64), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse([8, 24, 24, 40], fill="#3fb8af", outline="black")
+    draw.ellipse([32, 20, 56, 44], fill="#d33", outline="black")
+    draw.point((30, 50), fill="#36c")  # too small to be a thing
+    own, red, blue = (colours(spot(inside, "#ffffff"))[None] for inside in ("#3fb8af", "#d33", "#36c"))
+    seen = colours_of_things(picture)
+    assert [bool(row.any()) for row in seen] == [True, True, True, False, False]
+    assert seen[0] @ own[0] < 0.8  # both together are like neither
+    assert recognised(seen[None], own, blue) == [1]
+    assert recognised(seen[None], blue, own) == [0]
+    assert (seen @ red.T).max() > 0.98
+
+
+def test_a_thing_of_several_parts_is_seen_whole_too():
+    picture = Image.new("RGB", (64, 64), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle([16, 8, 48, 28], fill="#3fb8af")
+    draw.rectangle([16, 34, 48, 54], fill="#d33")
+    together = colours(picture)
+    assert recognised(colours_of_things(picture)[None], together[None], colours(spot("#36c", "white"))[None]) == [1]
+    assert (colours_of_things(picture) @ together).max() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "transparent"])
+def test_pictures_of_ones_own_are_read_in_any_format(store: Store, openmoji: Profile, tmp_path: Path, kind: str):
+    folder = Path(shutil.copytree(Settings().data / "concepts" / "cat", tmp_path / "concepts" / "cat"))
+    shutil.copytree(Settings().data / "prompts", tmp_path / "prompts")
+    shown = (folder / "held_out").glob("*.png").__next__().read_bytes()
+    for path in [*(folder / "held_out").glob("*.png"), *(folder / "others").glob("*.png")]:
+        with Image.open(path) as picture:
+            if kind == "jpeg":
+                picture.convert("RGB").save(path.with_suffix(".jpg"), quality=98)
+            else:
+                _without_background(picture).save(path.with_suffix(".webp"), lossless=True)
+        path.unlink()
+    found = identity(concepts.load_folder(folder), [shown], Judge(openmoji, store, Runtime(device="cpu")))
+    assert found["recognised_by_colour"].tolist() == [1]
+
+
+def _without_background(picture: Image.Image) -> Image.Image:
+    pixels = np.asarray(picture.convert("RGBA")).copy()
+    pixels[(pixels == pixels[0, 0]).all(axis=-1), 3] = 0
+    return Image.fromarray(pixels)
 
 
 def test_a_change_that_nobody_sees_changes_little():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from customdiff_core.evaluation.intervals import crossed_interval, pooled_interval
+from customdiff_core.evaluation.intervals import crossed_interval, of_share, pooled_interval
 
 
 def table(
@@ -123,3 +123,17 @@ def test_pooling_trainings_of_several_concepts_narrows_it() -> None:
     ends = pooled_interval(scores, 0.95)
     one = [pooled_interval(scores[number : number + 1], 0.95) for number in range(4)]
     assert ends[1] - ends[0] < min(high - low for low, high in one)
+
+
+def test_the_interval_of_a_share_ends_where_shares_do() -> None:
+    assert of_share("recognised", -0.1, 1.2, 20, 0.95) == (0.0, 1.0)
+    assert of_share("recognised_by_colour", -1.3, 1.2, 20, 0.95, difference=True) == (-1.0, 1.0)
+    assert of_share("text_alignment", -0.1, 1.2, 20, 0.95) == (-0.1, 1.2)
+
+
+def test_prompts_without_an_exception_leave_what_clopper_and_pearson_leave() -> None:
+    assert of_share("recognised", 0.0, 0.0, 20, 0.95) == (0.0, pytest.approx(0.1684, abs=1e-4))
+    assert of_share("all_present", 1.0, 1.0, 20, 0.95) == (pytest.approx(0.8316, abs=1e-4), 1.0)
+    low, high = of_share("recognised", 0.0, 0.0, 5, 0.95, difference=True)
+    assert (low, high) == (-high, pytest.approx(0.5218, abs=1e-4))
+    assert of_share("text_alignment", 1.0, 1.0, 20, 0.95) == (1.0, 1.0)

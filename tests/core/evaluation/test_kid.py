@@ -62,12 +62,12 @@ def test_fewer_images_than_a_subset_are_refused(generated: int, real: int):
     )
 
 
-def test_the_interval_lies_around_the_mmd_of_all_images():
+def test_the_interval_lies_around_the_value_beside_it():
     one, other = features(60, 0.3, 1), features(60, 0, 2)
-    low, high = kid_interval(one, other)
-    assert (low + high) / 2 == pytest.approx(mmd(one, other), abs=1e-9)
+    low, high = kid_interval(7.0, one, other)
+    assert (low + high) / 2 == pytest.approx(7.0)
     assert low < high
-    wider = kid_interval(one, other, confidence=0.999)
+    wider = kid_interval(7.0, one, other, confidence=0.999)
     assert wider[0] < low < high < wider[1]
 
 
@@ -75,8 +75,11 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     def pair(seed: int) -> tuple[np.ndarray, np.ndarray]:
         return features(60, 0.4, 2 * seed, 6), features(60, 0, 2 * seed + 1, 6)
 
-    truth = np.mean([np.mean(kid_interval(*pair(seed), groups=2)) for seed in range(1000, 2500)])
-    covered = [low <= truth <= high for low, high in (kid_interval(*pair(seed), groups=20) for seed in range(200))]
+    def interval(seed: int) -> tuple[float, float]:
+        return kid_interval(kid(*pair(seed), 60, 1), *pair(seed), groups=20)
+
+    truth = np.mean([kid(*pair(seed), 60, 1) for seed in range(1000, 2500)])
+    covered = [low <= truth <= high for low, high in map(interval, range(200))]
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
@@ -84,6 +87,6 @@ def test_the_interval_needs_pairs():
     with pytest.raises(
         EvaluationError, match="KID interval: found 12 generated and 10 real images, need as many, at least 3"
     ):
-        kid_interval(features(12), features(10))
+        kid_interval(0, features(12), features(10))
     with pytest.raises(EvaluationError, match="need as many, at least 3"):
-        kid_interval(features(2), features(2))
+        kid_interval(0, features(2), features(2))

@@ -48,6 +48,8 @@ def test_figures_have_intervals_and_paired_differences(chain, together: Artifact
     assert set(measured["metric"]) == {"text_alignment", "image_alignment_cat", "image_alignment_dog", "all_present"}
     assert (measured["ci_low"] <= measured["value"]).all()
     assert (measured["value"] <= measured["ci_high"]).all()
+    shares = measured[(measured["metric"] == "all_present") & ~measured["subject"].str.contains(" - ")]
+    assert ((shares["ci_low"] >= 0) & (shares["ci_high"] <= 1)).all()
     values = measured.set_index(["metric", "subject"])["value"]
     for metric in set(measured["metric"]):
         difference = values[metric, "merged"] - values[metric, "base"]

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -65,6 +66,34 @@ def test_a_broken_image_is_named(source: Path, cat, store):
     table.at[1, "image"] = b"not a picture"
     table.to_parquet(source)
     with pytest.raises(ImageError, match=r"held_out\.parquet row 1: found no picture"):
+        validation(cat, profiles.get("openmoji", validation=source), 3, store=store)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "found"),
+    [
+        ("caption", ["cat", None, "cat", "cat", "cat"], "row 1: found no caption, need a caption and an image in each"),
+        ("image", [None] + [b"x"] * 4, "row 0: found no image, need a caption and an image in each"),
+        ("caption", [1, 2, 3, 4, 5], "found the column caption of int64, need text"),
+        (
+            "image",
+            [{"bytes": b"x"}] * 5,
+            "found the column image of struct<bytes: binary>, need the bytes of a picture's",
+        ),
+    ],
+)
+def test_what_a_row_lacks_is_named(source: Path, cat, store, column: str, values: list[object], found: str):
+    table = pd.read_parquet(source)
+    table.assign(**{column: pd.Series(values, dtype=None)}).to_parquet(source)
+    with pytest.raises(EvaluationError, match=rf"held_out\.parquet.*{re.escape(found)}"):
+        validation(cat, profiles.get("openmoji", validation=source), 3, store=store)
+
+
+def test_what_is_no_parquet_is_said(source: Path, cat, store):
+    source.write_bytes(b"caption,image")
+    with pytest.raises(
+        EvaluationError, match=r"found no readable Parquet .*, need one with the columns caption and image"
+    ):
         validation(cat, profiles.get("openmoji", validation=source), 3, store=store)
 
 

@@ -164,6 +164,26 @@ def test_fp16_on_a_cpu_stops_before_a_step(trainer, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_resumed_fp16_training_scales_as_an_unbroken_one(trainer, tmp_path: Path):
+    """The scaler alone, on a CPU: how often it held decides when it grows."""
+
+    def scaled() -> Trainer:
+        one = trainer()
+        one.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+        return one
+
+    unbroken, broken = scaled(), scaled()
+    unbroken.run(tmp_path / "unbroken", 100)
+    broken.config = broken.config.model_copy(update={"steps": 3})
+    broken.run(tmp_path / "broken", 100)
+    resumed = scaled()
+    resumed.resume(tmp_path / "broken")
+    assert resumed.scaler.state_dict() == broken.scaler.state_dict()
+    resumed.run(tmp_path / "broken", 100)
+    assert resumed.scaler.get_scale() == unbroken.scaler.get_scale() == 2048
+    assert_bit_equal(snapshot(resumed), snapshot(unbroken))
+
+
 def test_bf16_trains_float32_weights(trainer):
     one = trainer(precision="bf16")
     losses = one.train_step()
