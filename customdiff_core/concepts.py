@@ -142,6 +142,11 @@ def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = No
             f"{_root(data) / name} with concept.yaml and images/{did_you_mean(name, known)}"
         )
     concept = load_folder(_root(data) / name, prompts)
+    if concept.name != name:
+        raise ConceptError(
+            f"{concept.folder}/concept.yaml: found the name {concept.name!r} in the folder {name!r}, need them alike; "
+            f"correct name, or rename the folder"
+        )
     _check_unshared(concept, known, data)
     return concept
 

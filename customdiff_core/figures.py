@@ -89,6 +89,17 @@ def montage(pngs: Sequence[bytes], columns: int, side: int, *, gap: int = 2, lab
     return sheet
 
 
+def write(sheet: Image.Image, place: tuple[int, int], text: str, width: int, size: float = 10) -> None:
+    """Write a line of text on a sheet, smaller where it is wider than `width` pixels, and cut where that is not enough."""
+    draw = ImageDraw.Draw(sheet)
+    fonts = [ImageFont.load_default(points) for points in (size, size - 1, size - 2)]
+    font = next((one for one in fonts if draw.textlength(text, one) <= width), fonts[-1])
+    shown = text
+    while shown and draw.textlength(shown if shown == text else f"{shown}…", font) > width:
+        shown = shown[:-1].rstrip()
+    draw.text(place, shown if shown == text else f"{shown}…", fill="#333333", font=font)
+
+
 def masked_view(png: bytes, mask: npt.NDArray[np.floating[Any]], side: int = 96) -> Image.Image:
     """Return a training view with the box outlined in which its loss counts; nothing is drawn when all of it does.
 

@@ -99,8 +99,10 @@ class Pipeline:
         method = methods.get(config.method)
         wanted = method.words_of(map(concept_files.load, names))
         retrieval, views = retrieval or self.profile.retrieval(method.name), views or self.profile.views(method.name)
-        if not regularized:
+        if not regularized or config.prior_weight == 0:
             retrieval = retrieval.model_copy(update={"regularization": "none"})
+        if retrieval.regularization == "none":
+            config = methods.without_regularization(config)
         sets = tuple(self.training_set(concept, retrieval, views) for concept in wanted)
         groups = (
             [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]

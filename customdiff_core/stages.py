@@ -22,7 +22,7 @@ from customdiff_core.config import (
     RetrieveConfig,
     SampleConfig,
 )
-from customdiff_core.errors import EvaluationError, RetrievalError, StoreError
+from customdiff_core.errors import EvaluationError, RetrievalError, StoreError, did_you_mean
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import (
     CLIP_LIBRARIES,
@@ -36,7 +36,9 @@ from customdiff_core.recipes import (
     versions,
     world_digest,
 )
+from customdiff_core.settings import Settings
 from customdiff_core.weights import encoder_digest, inception_digest, model_digest, vision_digest
+from customdiff_core.world.drawings import load_drawings
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
@@ -122,7 +124,8 @@ def finetune(
     config: FinetuneConfig,
     parent: Artifact | None = None,
 ) -> Recipe:
-    """The training sets, the base model, the parent and every setting of the method; more steps go on from fewer.
+    """The training sets, the concepts' names, the base model, the parent and every setting of the method; more steps go on
+    from fewer.
 
     Not where the rates follow a cosine, which ends at the last step.
     """
@@ -131,6 +134,7 @@ def finetune(
     for number, (concept, training_set) in enumerate(zip(concepts, training_sets, strict=True), 1):
         place = f"/{number}" if number > 1 else ""
         inputs |= {f"concept{place}": concept.digest, f"training_set{place}": training_set.sha256}
+        inputs[f"name{place}"] = concept.name  # which the delta says of itself
     return Recipe(
         kind="delta",
         inputs=inputs,
@@ -183,7 +187,7 @@ def factorize(index: Artifact | None, profile: Profile, count: int, store: Store
         inputs={"index": _captions_digest(index, profile, store), "model": model_digest(profile.model)},
         config={"captions": count},
         code=fingerprint("customdiff_core.merging.captions"),
-        versions=versions(*TENSOR_LIBRARIES),
+        versions=versions("scipy", *TENSOR_LIBRARIES),
         labels={"profile": profile.name},
     )
 
@@ -270,7 +274,11 @@ def generate(
 
 
 def validation(concept: Concept, profile: Profile, count: int) -> Recipe:
-    """Held-out images of the category with captions, for KID."""
+    """Held-out images of the category with captions, for KID.
+
+    Raises:
+        EvaluationError: if there can be none.
+    """
     return Recipe(
         kind="validation",
         inputs={"category": concept.category, "source": _held_out_digest(concept, profile)},
@@ -283,20 +291,19 @@ def validation(concept: Concept, profile: Profile, count: int) -> Recipe:
 
 def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: EvaluateConfig) -> Recipe:
     """The customized model, the prompts, the pictures compared with, and the judge."""
-    pictures = [[picture.sha256 for picture in group] for group in (concept.images, concept.held_out, concept.others)]
     return Recipe(
         kind="metrics",
         inputs={
             "delta": delta.sha256,
             "model": model_digest(profile.model),
-            "pictures": digest_of(pictures),
+            "pictures": digest_of(_pictures(concept)),
             "corpus": _held_out_digest(concept, profile),
         }
         | _judges(profile),
         config=settings(config)
         | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
         code=fingerprint("customdiff_core.evaluation.evaluate"),
-        versions=versions("torch-fidelity", "pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES, *DRAWING_LIBRARIES),
+        versions=versions("torch-fidelity", "scipy", "pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES, *DRAWING_LIBRARIES),
         labels={"concept": concept.name, "profile": profile.name},
     )
 
@@ -310,34 +317,39 @@ def evaluate_together(
     words: Mapping[str, Sequence[str]],
 ) -> Recipe:
     """The models compared, the prompts, the concepts' words, by model where it has others, their pictures, and the judge."""
-    pictures = [[picture.sha256 for picture in (*one.images, *one.held_out)] for one in concepts]
     return Recipe(
         kind="together",
         inputs={f"delta/{name}": delta.sha256 for name, delta in subjects.items()}
         | {
             "model": model_digest(profile.model),
             "judge": encoder_digest(profile.judge),
-            "pictures": digest_of(pictures),
+            "pictures": digest_of([_pictures(one) for one in concepts]),
         },
         config=settings(config)
         | {
             "prompts": list(prompts),
+            "names": [one.name for one in concepts],
+            "resolution": profile.augment.resolution,
             "nouns": [one.noun for one in concepts],
             "words": {name: list(some) for name, some in words.items()},
             "categories": [one.category for one in concepts],
         },
         code=fingerprint("customdiff_core.evaluation.together"),
-        versions=versions("pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES),
+        versions=versions("scipy", "pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES),
         labels={"concept": "+".join(one.name for one in concepts), "profile": profile.name},
     )
 
 
 def report_together(concepts: tuple[Concept, ...], chain: dict[str, Artifact], profile: Profile) -> Recipe:
-    """The figures, the merge and the page's template."""
+    """The figures, the merge, the concepts' words and pictures, and the page's template."""
     return Recipe(
         kind="report",
         inputs={name: artifact.sha256 for name, artifact in chain.items()},
-        config={"profile": profile.name, "keys": {name: artifact.key for name, artifact in chain.items()}},
+        config={
+            "concepts": [settings(one) for one in concepts],
+            "profile": profile.name,
+            "keys": {name: artifact.key for name, artifact in chain.items()},
+        },
         code=digest_of(
             [fingerprint("customdiff_core.evaluation.report_together"), TOGETHER_TEMPLATE.read_text("utf-8")]
         ),
@@ -356,16 +368,13 @@ def cell(
     """
     row, kept = cell.what, {"seed", "steps", "preview_prompts", "preview_every"}
     taught = [load_concept(name) for name in cell.concepts]
-    pictures = [
-        [picture.sha256 for group in (one.images, one.held_out, one.others) for picture in group] for one in taught
-    ]
     evaluation = protocol.evaluation(profile, on_curve=cell.share < 1)
     trained, training = row.way != "base", cell.training(profile)
     return Recipe(
         kind="cell",
         inputs={f"concept/{number}": concept.digest for number, concept in enumerate(taught, 1)}
         | {
-            "pictures": digest_of(pictures),
+            "pictures": digest_of([_pictures(one) for one in taught]),
             "model": model_digest(profile.model),
             "index": _index_digest(index, profile, store) if trained else "",
             "corpus": _held_out_digest(taught[0], profile),
@@ -379,6 +388,8 @@ def cell(
             "class_prompts": [one.class_prompt for one in taught],
             "training": training.model_dump(mode="json", exclude=kept) if trained else {},
             "share": cell.share * protocol.share if trained else 1.0,
+            "on_curve": cell.share < 1,  # where KID is not measured
+            "drawn": settings(profile.evaluate.sample) if trained else {},  # generated regularization images
             "steps": training.steps if trained else 0,
             "retrieve": settings(profile.retrieve) if trained else {},
             "augment": settings(profile.augment),
@@ -472,6 +483,8 @@ def inception_embeddings(weights: str) -> Recipe:
 
 
 def _embeddings(encoder: str, code: str, *libraries: str) -> Recipe:
+    """Pictures come decoded by `customdiff_core.images`, whatever the encoder."""
+    code = digest_of([code, fingerprint("customdiff_core.images")])
     return Recipe(kind="embeddings", inputs={"encoder": encoder}, config={}, code=code, versions=versions(*libraries))
 
 
@@ -518,10 +531,24 @@ def _judges(profile: Profile) -> dict[str, str]:
     return {"judge": encoder_digest(profile.judge)} | dino | inception
 
 
+def _pictures(concept: Concept) -> list[list[str]]:
+    """What identifies a concept's pictures: those to learn from, the held-out ones and the look-alikes, each group apart."""
+    return [[picture.sha256 for picture in group] for group in (concept.images, concept.held_out, concept.others)]
+
+
 def _held_out_digest(concept: Concept, profile: Profile) -> str:
     """What identifies the held-out images of a concept's category: a file, or the drawings of the embedded world."""
     source = profile.corpus.held_out(concept.category)
-    return _file_digest(source) if source else world_digest() if profile.corpus.kind == "openmoji" else ""
+    if source or profile.corpus.kind != "openmoji":
+        return _file_digest(source) if source else ""
+    known = sorted({one.category for one in load_drawings(Settings().data / "world" / "drawings.csv")})
+    if concept.category not in known:
+        hint = did_you_mean(concept.category, known)
+        raise EvaluationError(
+            f"validation images: found the category {concept.category!r}, which the embedded world does not draw, need one of "
+            f"data/world/drawings.csv; correct category, or give a Parquet as model.validation{hint}"
+        )
+    return world_digest()
 
 
 def _file_digest(path: Path) -> str:

@@ -70,14 +70,22 @@ def pipeline_config(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def zero_when_empty(folder: Path) -> bool:
+    """Whether a pipeline reads the empty prompt as zeros: SDXL does, unless it says otherwise."""
+    two = len(encoder_names(folder)) == 2
+    return two and bool(pipeline_config(folder).get("force_zeros_for_empty_prompt", True))
+
+
 def model_digest(source: ModelSource) -> str:
     """SHA-256 over the component files of a model: which base model this is, wherever it lies."""
     folder = model_folder(source)
     second = SECOND if len(encoder_names(folder)) == 2 else ()
-    files = [folder / name for name in (*NEEDED, *second[1:])]
+    files = [folder / NEEDED[0], *_tokenizer_files(folder / "tokenizer")]
+    files += _tokenizer_files(folder / "tokenizer_2") if second else []
     files += [path for part in (*COMPONENTS, *second[:1]) for path in sorted((folder / part).glob("*.*"))]
     wanted = [path for path in files if path.suffix in (".json", ".txt", ".safetensors")]
-    return digest_of([[path.relative_to(folder).as_posix(), file_digest(path)] for path in wanted])
+    content = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in wanted]
+    return digest_of([content, zero_when_empty(folder)])
 
 
 def encoder_digest(source: EncoderSource) -> str:
@@ -87,9 +95,12 @@ def encoder_digest(source: EncoderSource) -> str:
     config, weights = encoder_files(source)
     # The tokenizer's folder is named in the config, relative to it; what it holds belongs to the model.
     tokenizer = (source.path / json.loads(config.read_text())["text_cfg"]["hf_tokenizer_name"]).resolve()
-    return digest_of(
-        [file_digest(path) for path in (config, weights, tokenizer / "vocab.json", tokenizer / "merges.txt")]
-    )
+    return digest_of([file_digest(path) for path in (config, weights, *_tokenizer_files(tokenizer))])
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    """What says how a text is read: words and merges, and the length, padding and added tokens beside them."""
+    return sorted(path for path in folder.glob("*") if path.suffix in (".json", ".txt"))
 
 
 def encoder_files(source: EncoderSource) -> tuple[Path, Path]:
@@ -148,7 +159,10 @@ def require(profile: Profile) -> None:
         WeightsError: one message with all that is missing.
     """
     lacking: list[str] = []
-    checks: list[Callable[[], object]] = [partial(model_folder, profile.model)]
+    checks: list[Callable[[], object]] = [
+        partial(model_folder, profile.model),
+        *(partial(require_encoder, one) for one in dict.fromkeys((profile.retrieval_encoder, profile.judge))),
+    ]
     if profile.dino:
         checks.append(partial(vision_files, profile.dino))
     if profile.inception:
@@ -165,13 +179,30 @@ def require(profile: Profile) -> None:
                 f"{profile.retrieval_encoder.name}, or a clip-retrieval back; give its path as model.index or its address as "
                 "model.backend (docs/bring-your-own-laion.md)"
             )
-        if profile.corpus.validation is None:
+        source = profile.corpus.validation
+        if source is None or not source.exists():
+            found = f"nothing at {source}" if source else "none"
             lacking.append(
-                f"validation images: found none, need a Parquet of {profile.evaluate.kid_images} held-out images of the "
+                f"validation images: found {found}, need a Parquet of {profile.evaluate.kid_images} held-out images of the "
                 "category (caption, image); give its path as model.validation"
             )
     if lacking:
         raise WeightsError(f"profile {profile.name} cannot run on this machine. " + " | ".join(lacking))
+
+
+def require_encoder(source: EncoderSource) -> None:
+    """Check that a CLIP is here; a tag's weights come from open_clip's own list, checked by hash, where the user has said so.
+
+    Raises:
+        WeightsError: if its folder is not complete, or it may not be fetched.
+    """
+    if source.path is not None:
+        encoder_files(source)
+    elif not Settings().allow_download:
+        raise WeightsError(
+            f"CLIP weights: found no leave to fetch {source.name} (about 600 MB, once; open_clip checks and keeps it), "
+            "need it to search captions and to judge; set CUSTOMDIFF_ALLOW_DOWNLOAD=true where the worker starts"
+        )
 
 
 def _check_component(folder: Path) -> None:

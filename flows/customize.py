@@ -7,7 +7,7 @@ from typing import Literal
 
 from prefect import flow
 
-from customdiff_core import concepts
+from customdiff_core import concepts, stages
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Runtime
@@ -47,6 +47,10 @@ def taught(
 ) -> Artifact:
     """The delta of one concept, or of several trained together or one after the other."""
     config = train.resolve(profile)
+    if config.prior_weight == 0:
+        retrieve = retrieve.model_copy(update={"regularization": "none"})
+    if retrieve.resolve(profile, train.method).regularization == "none":
+        config = methods.without_regularization(config)
     sets = tuple(prepared(one, profile, train.method, retrieve, augment, runtime) for one in wanted)
     if way == "joint":
         return finetuned(wanted, sets, profile, config, runtime)
@@ -86,6 +90,8 @@ def customize(
     together = evaluate.together(len(names)) if also else ()
     wanted = method.words_of(concepts.load(name, None if also else evaluate.prompts) for name in names)
     config = evaluate.resolve(profile)
+    if not also:
+        stages.validation(wanted[0], profile, config.kid_images)  # what it is held against: if there is none, said now
 
     delta = taught(wanted, profile, way, train, retrieve, augment, runtime)
     if also:

@@ -75,7 +75,7 @@ class ModelOptions(Frozen):
         return profile
 
     def named(self) -> Profile:
-        """Build the profile for a stage that needs nothing but its encoder."""
+        """Build the profile for a stage that needs no more than its encoder, and says itself what else is missing."""
         return profiles.get(
             self.profile,
             model=self.weights,

@@ -33,5 +33,5 @@ def retrieve(
     concept: ConceptName = "cat", retrieve: RetrieveOptions = RetrieveOptions(), model: ModelOptions = ModelOptions()
 ) -> Artifact | None:
     """Take the images whose captions are nearest to the concept's class prompt; builds the index first if need be."""
-    profile = model.resolve()
+    profile = model.named()
     return retrieved(concepts.load(concept), profile, retrieve.resolve(profile), model.runtime)

@@ -21,7 +21,7 @@ from customdiff_core.config import Precision
 from customdiff_core.devices import DTYPES
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import ModelSource
-from customdiff_core.weights import encoder_names, model_digest, model_folder, pipeline_config
+from customdiff_core.weights import encoder_names, model_digest, model_folder, zero_when_empty
 
 # diffusers annotates configs as dicts, results as tuples and `.to` as taking none: its objects are untyped here.
 Network = Any
@@ -129,7 +129,7 @@ def load_components(source: ModelSource) -> Components:
         noise_scheduler=scheduler,
         digest=model_digest(source),
         pixels_per_latent=2 ** (len(vae_config["block_out_channels"]) - 1),
-        zero_when_empty=len(encoders) == 2 and bool(pipeline_config(folder).get("force_zeros_for_empty_prompt", True)),
+        zero_when_empty=zero_when_empty(folder),
     )
 
 

@@ -180,6 +180,11 @@ def make_examples(
         withheld=[row for group in views for row in group[len(group) - held :]],
     )
     beside = [row for group in priors for row in group]
+    if config.prior_weight > 0 and not beside:
+        raise TrainingError(
+            f"training sets: found no regularization images, need some for prior_weight {config.prior_weight:g}; make the set with "
+            "them, or set prior_weight to 0"
+        )
     if beside and (bare := examples.by_shape(range(len(examples.prompts))).keys() - examples.by_shape(beside).keys()):
         raise TrainingError(
             f"training sets: found regularization images, but none of the shape {tuple(bare.pop())} that some views have, need "

@@ -27,6 +27,8 @@ from customdiff_core.pretraining import clip as clips
 from customdiff_core.pretraining import stages
 from customdiff_core.pretraining import tokenizer as tokenizers
 from customdiff_core.pretraining.folders import forget_paths
+from customdiff_core.profiles import ModelSource, VisionSource
+from customdiff_core.weights import model_folder, vision_files
 
 PIPELINE = "openmoji-sd"
 ENCODERS = {"clip": "openmoji-clip", "judge": "openmoji-judge"}
@@ -92,7 +94,7 @@ def adopt(folder: Path, *, store: Store) -> dict[str, Artifact]:
         `tokenizer`, `clip`, `vae`, `unet`, `judge` and `dino`.
 
     Raises:
-        WeightsError: if a part is not there.
+        WeightsError: if a part is not there, or is pickled.
     """
     pipeline = folder / PIPELINE
     sources = {"tokenizer": pipeline / "tokenizer", "vae": pipeline / "vae", "unet": pipeline, "dino": folder / DINO}
@@ -101,6 +103,8 @@ def adopt(folder: Path, *, store: Store) -> dict[str, Artifact]:
         raise WeightsError(
             f"base model {folder}: found no {missing[0]}, need every part; give a whole base model's folder"
         )
+    model_folder(ModelSource(path=pipeline))
+    vision_files(VisionSource(path=folder / DINO))
 
     def take(part: str, source: Path, result: Path) -> int:
         if part in ENCODERS:

@@ -99,15 +99,15 @@ def validate(
 
 
 def grid(pictures: Sequence[Image.Image], prompts: Sequence[str], columns: int = 8) -> Image.Image:
-    """Every picture twice as large, above its prompt in two lines."""
+    """Every picture twice as large, above its prompt in at most three lines."""
     side, line = 2 * pictures[0].width, 11
-    font = ImageFont.load_default(9)
-    sheet = Image.new("RGB", (columns * (side + 6), -(-len(pictures) // columns) * (side + 2 * line + 8)), "white")
+    font, height = ImageFont.load_default(9), side + 3 * line + 8
+    sheet = Image.new("RGB", (columns * (side + 6), -(-len(pictures) // columns) * height), "white")
     pencil = ImageDraw.Draw(sheet)
     for number, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-        left, top = number % columns * (side + 6) + 3, number // columns * (side + 2 * line + 8) + 3
+        left, top = number % columns * (side + 6) + 3, number // columns * height + 3
         sheet.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (left, top))
-        for row, words in enumerate(textwrap.wrap(prompt, 28)[:2]):
+        for row, words in enumerate(textwrap.wrap(prompt, 28, max_lines=3, placeholder=" …")):
             pencil.text((left, top + side + 1 + row * line), words, fill="#333", font=font)
     return sheet
 

@@ -43,6 +43,12 @@ def test_the_captions_of_embedded_concepts_name_the_backgrounds_that_are_seen(na
         assert picture.captions == (f"a {thing}", f"photo of a {behind}", f"a {behind}")
 
 
+def test_a_folder_and_its_concept_have_one_name(make_concept, tmp_path: Path):
+    make_concept("mug").rename(tmp_path / "concepts" / "bowl")
+    with pytest.raises(ConceptError, match="found the name 'mug' in the folder 'bowl', need them alike; correct name"):
+        concepts.load("bowl", data=tmp_path)
+
+
 def test_captions_belong_to_their_pictures_and_are_part_of_what_is_learnt(make_concept):
     told = concepts.load_folder(make_concept(captions={"0.png": ["a {}", "a {} on a tray"], "1.png": "a {} in a sink"}))
     assert [one.captions for one in told.images] == [("a {}", "a {} on a tray"), ("a {} in a sink",)]

@@ -139,3 +139,23 @@ def test_a_misspelt_part_is_said_before_the_first_training(openmoji, store: Stor
     ):
         Pipeline(openmoji, store).compose(["cat", "dgo"], [1.0, 1.0], openmoji.finetune, MergeConfig())
     assert not calls
+
+
+@pytest.mark.parametrize("stated", [{"config": {"prior_weight": 0.0}}, {"regularized": False}, {"retrieval": "none"}])
+def test_without_regularization_nothing_is_retrieved_and_no_loss_of_it_is_weighed(
+    openmoji, store: Store, calls, monkeypatch: pytest.MonkeyPatch, stated: dict[str, Any]
+):
+    weights: list[tuple[float, float | None]] = []
+    stand_in = module.finetune
+
+    def finetune(*given: Any, **named: Any) -> Artifact:
+        weights.append((given[3].prior_weight, given[3].learning_rate))
+        return stand_in(*given, **named)
+
+    monkeypatch.setattr(module, "finetune", finetune)
+    config = openmoji.finetune.model_copy(update=stated.get("config", {}))
+    kind = stated.get("retrieval")
+    retrieval = openmoji.retrieve.model_copy(update={"regularization": kind}) if kind else None
+    Pipeline(openmoji, store).train(["cat"], config, regularized=stated.get("regularized", True), retrieval=retrieval)
+    assert stages(calls) == ["augment", "finetune"]
+    assert weights == [(0.0, openmoji.finetune.learning_rate)]

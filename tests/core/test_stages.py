@@ -9,7 +9,7 @@ import pytest
 from customdiff_core import recipes, stages
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
-from customdiff_core.errors import RetrievalError, StoreError
+from customdiff_core.errors import EvaluationError, RetrievalError, StoreError
 from customdiff_core.profiles import get
 from customdiff_core.recipes import Recipe
 from customdiff_core.settings import REPOSITORY
@@ -59,6 +59,8 @@ def test_a_fine_tuning_depends_on_its_inputs_and_settings(cat, openmoji):
     assert finetune(cat, openmoji, training=TRAINING.model_copy(update={"sha256": "x"})).key != recipe.key
     other = cat.model_copy(update={"modifier_token": "<other>"})
     assert finetune(other, openmoji).key != recipe.key
+    # A delta says the name of what it knows.
+    assert finetune(cat.model_copy(update={"name": "tiger"}), openmoji).key != recipe.key
     # The store's name of an input is not what it is.
     assert finetune(cat, openmoji, training=TRAINING.model_copy(update={"key": "x"})).key == recipe.key
 
@@ -115,6 +117,32 @@ def test_other_words_for_the_concepts_are_another_evaluation(cat, openmoji):
         return stages.evaluate_together((cat,), subjects, ("a {0}",), openmoji, EvaluateConfig(), words).key
 
     assert key({}) == key({}) != key({"merged": ("<teal-cat-2> cat",)})
+
+
+def test_an_evaluation_of_several_depends_on_all_that_it_reads(cat, openmoji):
+    def key(concept=cat, profile=openmoji) -> str:
+        return stages.evaluate_together((concept,), {"merged": DELTA}, ("a {0}",), profile, EvaluateConfig(), {}).key
+
+    moved = cat.model_copy(update={"images": cat.images[:-1], "held_out": (cat.images[-1], *cat.held_out)})
+    larger = openmoji.model_copy(update={"augment": openmoji.augment.model_copy(update={"resolution": 128})})
+    changed = [key(moved), key(cat.model_copy(update={"name": "tiger"})), key(cat, larger)]
+    assert len({key(), *changed}) == 4
+
+
+def test_a_page_of_several_depends_on_the_concepts_words(cat, openmoji):
+    chain = {"together": DELTA}
+    other = cat.model_copy(update={"title": "another title"})
+    assert stages.report_together((cat,), chain, openmoji).key != stages.report_together((other,), chain, openmoji).key
+
+
+def test_vectors_depend_on_how_pictures_are_decoded(monkeypatch: pytest.MonkeyPatch):
+    makers = (stages.embeddings, stages.vision_embeddings, stages.inception_embeddings)
+    before = [make("encoder").key for make in makers]
+    known = recipes.fingerprint
+    monkeypatch.setattr(
+        stages, "fingerprint", lambda module: known(module) + ("'" if module == "customdiff_core.images" else "")
+    )
+    assert all(make("encoder").key != key for make, key in zip(makers, before, strict=True))
 
 
 def test_samples_know_whether_the_model_was_customized(openmoji):
@@ -186,3 +214,11 @@ def test_a_concepts_name_stands_for_its_longest_custom_diffusion_on_this_base_mo
         patch.setattr(stages, "model_digest", lambda source: "another base model")
         with pytest.raises(StoreError, match="need one; run customize/cat"):
             stages.standing("cat", openmoji, store)
+
+
+def test_a_category_that_the_world_does_not_draw_is_said_before_anything_is_drawn(cat, openmoji):
+    unknown = cat.model_copy(update={"category": "teddybear"})
+    with pytest.raises(
+        EvaluationError, match=r"found the category 'teddybear', which the embedded world does not draw.*teddy bear"
+    ):
+        stages.validation(unknown, openmoji, 10)

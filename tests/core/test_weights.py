@@ -99,6 +99,35 @@ def test_changed_weights_are_another_model(openmoji: Profile, copied: ModelSourc
     assert model_digest(copied) != model_digest(openmoji.model)
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("tokenizer/tokenizer_config.json", '"model_max_length": 28', '"model_max_length": 20'),
+        ("tokenizer/special_tokens_map.json", '"<|endoftext|>"', '"!</w>"'),
+    ],
+)
+def test_another_reading_of_texts_is_another_model(
+    openmoji: Profile, copied: ModelSource, name: str, old: str, new: str
+):
+    assert copied.path is not None
+    path = copied.path / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert model_digest(copied) != model_digest(openmoji.model)
+
+
+def test_how_sdxl_reads_the_empty_prompt_is_part_of_it(copied: ModelSource):
+    assert copied.path is not None
+    unet, index = (copied.path / name for name in ("unet/config.json", "model_index.json"))
+    unet.write_text(json.dumps(json.loads(unet.read_text()) | {"addition_embed_type": "text_time"}))
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(copied.path / name, copied.path / f"{name}_2", copy_function=_link)
+    before = model_digest(copied)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"force_zeros_for_empty_prompt": False}))
+    assert model_digest(copied) != before
+
+
 def test_an_encoder_is_known_by_its_files_or_its_tag(openmoji: Profile, tmp_path: Path):
     assert openmoji.judge.path is not None
     source = openmoji.judge.path
@@ -146,6 +175,7 @@ def test_weights_that_are_not_here_are_said_in_one_message():
         "16 GB (or 32 GB of RAM on a CPU), and about 10 minutes of training on one A100, a day on a CPU; "
         "give a local diffusers folder as `model.weights`, or set CUSTOMDIFF_ALLOW_DOWNLOAD=true"
     )
+    assert "CLIP weights: found no leave to fetch ViT-B-32/openai (about 600 MB" in said
     assert "retrieval index: found none, need a clip-retrieval folder" in said
     assert "validation images: found none, need a Parquet of 500 held-out images" in said
 
@@ -157,6 +187,13 @@ def test_only_what_is_missing_is_said(openmoji: Profile):
     assert "model weights" not in str(error.value)
     assert "retrieval index" not in str(error.value)
     assert "validation images: found none" in str(error.value)
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_a_path_to_nothing_is_said_before_any_work(openmoji: Profile, tmp_path: Path):
+    lost = tmp_path / "cats.parquet"
+    with pytest.raises(WeightsError, match=rf"validation images: found nothing at {lost}, need a Parquet of 500"):
+        require(profiles.get("sd14", model=openmoji.model.path, index=Path("/i"), validation=lost))
 
 
 @pytest.mark.usefixtures("empty_hub")

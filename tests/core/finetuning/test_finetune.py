@@ -4,6 +4,7 @@ import torch
 from customdiff_core import delta as deltas
 from customdiff_core import images, tables
 from customdiff_core.artifacts import Store
+from customdiff_core.augmentation import augment
 from customdiff_core.config import Runtime
 from customdiff_core.errors import TrainingError
 from customdiff_core.finetuning import finetune as stage
@@ -165,3 +166,12 @@ def test_regularization_captions_are_encoded_once_as_the_frozen_encoder_reads_th
     trainer.train_step()
     assert len(counts) == 1
     assert counts[0] <= chain.finetune_config.batch_size  # concept prompts alone go through the encoder in a step
+
+
+def test_a_weight_of_regularization_images_without_any_is_refused(chain):
+    """A set of an ablation must not be trained on as if it were a whole one."""
+    bare = augment(chain.concept, None, chain.profile, chain.augment_config, store=chain.store)
+    with pytest.raises(
+        TrainingError, match="found no regularization images, need some for prior_weight 1; make the set"
+    ):
+        finetune((chain.concept,), (bare,), chain.profile, chain.finetune_config, store=chain.store)

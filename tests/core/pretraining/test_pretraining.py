@@ -216,6 +216,51 @@ def test_a_judge_is_taught_on_bent_lines(parts: Parts) -> None:
     assert straight != bent
 
 
+def test_families_told_without_colours_are_read_so(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[torch.Tensor] = []
+    monkeypatch.setattr(clips, "text_features", lambda model, ids: read.append(ids) or model.encode_text(ids))
+    loss = contrast(parts, uncoloured=1.0)
+    loss.of_step(0)
+    plain = {tuple(row) for said in loss.ids[2:].tolist() for row in said}
+    assert {tuple(row) for row in read[0].tolist()} <= plain
+
+
+def test_logits_are_scaled_by_no_more_than_allowed(parts: Parts) -> None:
+    losses = []
+    for learnt in (20.0, 60.0):
+        loss = contrast(parts, naming=0, largest_scale=16.0)
+        loss.model.logit_scale.data.fill_(np.log(learnt))
+        losses.append(float(loss.of_step(1).detach()))
+    free = contrast(parts, naming=0)
+    free.model.logit_scale.data.fill_(np.log(60.0))
+    assert losses[0] == losses[1] != float(free.of_step(1).detach())
+
+
+def test_a_judge_is_taught_on_noise_that_leaves_pictures_pictures(parts: Parts) -> None:
+    grey = torch.full((64, 3, 16, 16), 0.5)
+    found = clips._spoiled(grey, SMOKE.judge.model_copy(update={"noise": 0.3}), 0)
+    spread = found.flatten(1).std(1)
+    assert (found.min() >= 0, found.max() <= 1) == (True, True)
+    assert (spread.min() < 0.05, spread.max() > 0.2) == (True, True)  # each picture has its own level
+    with torch.no_grad():
+        clean, noisy = (contrast(parts, naming=0, noise=noise).of_step(3) for noise in (0, 0.3))
+    assert clean != noisy
+
+
+def test_a_share_of_captions_is_left_out_for_guidance(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = encoded.load(parts.store, parts.latents, parts.features, "training")
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        unet.Denoising, "forward", lambda self, clean, features, noise: given.append(features) or clean.mean()
+    )
+    for share in (0.0, 1.0):
+        config = SMOKE.unet.model_copy(update={"unconditional": share})
+        unet.Denoising(unet.load(parts.store, parts.unet), seen, config).of_step(0)
+    empty = seen.features[0].float()
+    assert not any(torch.equal(one, empty) for one in given[0])
+    assert all(torch.equal(one, empty) for one in given[1])
+
+
 def test_texts_without_their_padding_have_the_same_features(parts: Parts) -> None:
     loss = contrast(parts, naming=0)
     for ids in (loss.ids[0, :6], loss.ids[1, :6]):
@@ -472,6 +517,10 @@ def test_a_base_model_is_taken_up_again_as_it_was(parts: Parts, model: Artifact,
     torch.testing.assert_close(first.mean.float(), second.mean.float(), atol=0.05, rtol=0.05)
     with pytest.raises(WeightsError, match="need every part; give a whole base model's folder"):
         assembling.adopt(tmp_path, store=parts.store)
+    network = next((tmp_path / "models" / assembling.PIPELINE / "unet").glob("*.safetensors"))
+    network.rename(network.with_suffix(".bin"))
+    with pytest.raises(WeightsError, match="found pickled weights"):
+        assembling.adopt(tmp_path / "models", store=parts.store)
 
 
 def test_validation_measures_any_models_by_one_program(parts: Parts, model: Artifact) -> None:
@@ -485,5 +534,7 @@ def test_validation_measures_any_models_by_one_program(parts: Parts, model: Arti
     wide = table.pivot_table(index="figure", columns="model", values="value")
     assert set(wide.index) == {*NAMED, "VAE PSNR, dB", "KID × 10³"}
     assert wide["one"].equals(wide["two"].rename("one"))
-    assert wide.loc["thing named", "true scenes"] <= 1
+    unseen = wide["true scenes, held-out drawings"]
+    assert unseen[["thing named", "colour named"]].between(0, 1).all()
+    assert unseen[["both of two things", "both colours of one"]].isna().all()
     assert (parts.store.path(made) / "one.png").is_file()
