@@ -38,10 +38,12 @@ figures: up ## make every table and picture of README, docs and model card anew:
 	@$(PYTHON) -m deployments.model_card --page data/models/openmoji/README.md
 	@$(PYTHON) -m deployments.showcase --page README.md
 	@$(PYTHON) -m deployments.ceiling
+	@$(PYTHON) -m deployments.local run customize/cat
+	@$(PYTHON) -m deployments.showcase_ui
 	@$(PYTHON) -m deployments.showcase_methods --page docs/methods.md
 	@$(PYTHON) -m deployments.showcase_together --page docs/methods.md
 	@$(PYTHON) -m deployments.local run search/custom-diffusion
-	@.venv/bin/customdiff table custom-diffusion --page README.md
+	@.venv/bin/customdiff table openmoji-custom-diffusion --page README.md
 	@$(PYTHON) -m deployments.local run benchmark/nightly
 	@.venv/bin/customdiff table openmoji-nightly --page README.md
 

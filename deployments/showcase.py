@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
+from customdiff_core.concepts import Concept
 from customdiff_core.evaluation.evaluate import evaluate
 from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
 from customdiff_core.pipeline import Pipeline
@@ -26,6 +27,7 @@ from deployments.pages import show
 
 CONCEPTS = ("cat", "dog", "chair", "car", "tortoise", "house", "flower", "teddybear", "teapot")
 PROMPTS, SEEDS, SIDE, GAP, LINE = 16, 4, 64, 3, 15
+BETWEEN, APART, BELOW = 12, 24, 10  # pixels between the two models, between columns, and under a prompt
 COLUMNS = 2
 SHARES = {"recognised": "taken for this one by the judge", "recognised_by_colour": "by its colours"}
 CHANGES = {"image_alignment_held_out": "image alignment, held out", "text_alignment": "text alignment"}
@@ -46,30 +48,38 @@ def main(
             metrics = evaluate(wanted, delta, profile, profile.evaluate, store=store, progress=tell(f"evaluate {name}"))
         measured[name] = metrics
         path = REPOSITORY / "docs" / f"{name}.webp"
-        grid(side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, quality=90, method=6)
+        grid(wanted, side_by_side(metrics, store, SEEDS)[:PROMPTS]).save(path, quality=90, method=6)
         typer.echo(path.relative_to(REPOSITORY))
     show({"concept": list(table(measured[names[0]], store)), "concepts": list(summary(measured, store))}, page)
 
 
-def grid(rows: list[PromptRow]) -> Image.Image:
-    """The first prompts and seeds, base model to the left and customized model to the right of each pair."""
-    tiles = [tile(row) for row in rows]
+def grid(concept: Concept, rows: list[PromptRow]) -> Image.Image:
+    """What it was taught with, above the first prompts and seeds: base model to the left of each pair, V* to the right."""
+    tiles = [tile(row, concept.modifier_token) for row in rows]
+    taught = figures.montage([concept.read(one) for one in concept.images], len(concept.images), SIDE, gap=GAP)
     width, height = tiles[0].size
-    sheet = Image.new("RGB", (COLUMNS * (width + 24) - 24, -(-len(tiles) // COLUMNS) * (height + 10) - 10), "white")
+    top = 2 * LINE + SIDE + 14
+    size = COLUMNS * (width + APART) - APART, top + LINE + -(-len(tiles) // COLUMNS) * (height + BELOW) - BELOW
+    sheet = Image.new("RGB", size, "white")
+    told = f"V* is {concept.modifier_token}, {concept.title}: taught with these {len(concept.images)} pictures"
+    figures.write(sheet, (0, 1), told, size[0], 12)
+    sheet.paste(taught, (0, LINE + 5), taught)
+    for column in range(COLUMNS):
+        for name, shift in (("base model", 0), ("customized", (width + BETWEEN) // 2)):
+            figures.write(sheet, (column * (width + APART) + shift, top - 3), name, width // 2, 12)
     for place, one in enumerate(tiles):
-        sheet.paste(one, (place % COLUMNS * (width + 24), place // COLUMNS * (height + 10)))
+        sheet.paste(one, (place % COLUMNS * (width + APART), top + LINE + place // COLUMNS * (height + BELOW)))
     return sheet
 
 
-def tile(row: PromptRow) -> Image.Image:
+def tile(row: PromptRow, token: str) -> Image.Image:
     """One prompt: its words above both strips of pictures."""
     strips = [figures.montage(pngs, SEEDS, SIDE, gap=GAP) for pngs in (row.base, row.customized)]
     width, height = strips[0].size
-    picture = Image.new("RGB", (2 * width + 12, height + LINE), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
+    picture = Image.new("RGB", (2 * width + BETWEEN, height + LINE), "white")
     for place, (strip, prompt) in enumerate(zip(strips, (row.base_prompt, row.prompt), strict=True)):
-        left = place * (width + 12)
-        draw.text((left, 1), prompt, fill="#333333", font=font)
+        left = place * (width + BETWEEN)
+        figures.write(picture, (left, 1), prompt.replace(token, "V*"), width)
         picture.paste(strip, (left, LINE), strip)
     return picture
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import torch
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core import delta as deltas
@@ -67,7 +67,7 @@ def main(
             name: evaluate(one, delta, profile, config, store=store, progress=tell(f"evaluate {name}"))
             for name, (one, delta) in made.items()
         }
-    grid(metrics, store).save(out, quality=90, method=6)
+    grid(concepts.load(concept), metrics, store).save(out, quality=90, method=6)
     show({"methods": list(table(made, metrics, pipeline))}, page)
 
 
@@ -108,20 +108,22 @@ def untouched(state: dict[str, torch.Tensor], trained: set[str]) -> str:
     return total.hexdigest()
 
 
-def grid(metrics: dict[str, Artifact], store: Store) -> Image.Image:
-    """A row a method: the first prompts and seeds, base model above everything."""
+def grid(concept: Concept, metrics: dict[str, Artifact], store: Store) -> Image.Image:
+    """The concept's pictures, then a row a method: the first prompts and seeds, base model above the others."""
     rows = {name: side_by_side(one, store, SEEDS)[:PROMPTS] for name, one in metrics.items()}
     first = next(iter(rows.values()))
-    strips = {"base model": [png for row in first for png in row.base]}
+    strips = {f"taught with ({concept.title})": [concept.read(one) for one in concept.images][: PROMPTS * SEEDS]}
+    strips |= {"base model": [png for row in first for png in row.base]}
     strips |= {name: [png for row in shown for png in row.customized] for name, shown in rows.items()}
-    width = (SIDE + 2) * PROMPTS * SEEDS - 2
-    sheet = Image.new("RGB", (width, (SIDE + LINE + 4) * len(strips)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    apart = (SIDE + 2) * SEEDS
+    sheet = Image.new("RGB", (apart * PROMPTS - 2, (SIDE + LINE + 4) * len(strips) + LINE), "white")
     for place, (name, pngs) in enumerate(strips.items()):
-        top = place * (SIDE + LINE + 4)
-        draw.text((0, top), name, fill="#333333", font=font)
+        top = place * (SIDE + LINE + 4) + (LINE if place else 0)
+        figures.write(sheet, (0, top), name, sheet.width, 11)
         strip = figures.montage(pngs, len(pngs), SIDE)
         sheet.paste(strip, (0, top + LINE), strip)
+    for place, row in enumerate(first):
+        figures.write(sheet, (place * apart, SIDE + LINE + 4), row.base_prompt, apart - 4)
     return sheet
 
 

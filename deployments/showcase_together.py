@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from customdiff_core import concepts, figures, profiles, tables
 from customdiff_core.artifacts import Artifact, Store
@@ -25,7 +25,7 @@ from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 from deployments.pages import show
 
-SIDE, LINE = 64, 16
+SIDE, LINE, SEEDS = 64, 16, 4
 GOAL = 0.8  # of the base model's rate of pictures with all of them
 
 
@@ -98,22 +98,21 @@ def presence(together: Artifact, store: Store) -> Iterator[str]:
 
 
 def grid(together: Artifact, store: Store) -> Image.Image:
-    """Every prompt a row of strips, one a model: all seeds, none chosen."""
+    """Every prompt a row of strips, one a model: the first seeds, none chosen."""
     sets = {name: tables.read(store, one, "samples") for name, one in sources(together, store).items()}
     prompts = sorted(set(sets[BASE]["prompt_id"]))
     strips: list[tuple[str, Image.Image]] = []
     for prompt in prompts:
         for name, samples in sets.items():
             part = sorted(tables.records(samples[samples["prompt_id"] == prompt]), key=lambda row: row["seed"])
-            pngs = [row["image"] for row in part]
+            pngs = [row["image"] for row in part[:SEEDS]]
             strips.append((f"{name}: {part[0]['prompt']}", figures.montage(pngs, len(pngs), SIDE)))
     width = max(strip.width for _, strip in strips)
     columns, height = len(sets), SIDE + LINE + 4
     sheet = Image.new("RGB", (columns * (width + 16), height * len(prompts)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
     for place, (words, strip) in enumerate(strips):
         left, top = place % columns * (width + 16), place // columns * height
-        draw.text((left, top), words, fill="#333333", font=font)
+        figures.write(sheet, (left, top), words, width)
         sheet.paste(strip, (left, top + LINE), strip)
     return sheet
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import PATIENCE, REPOSITORY, Stack
+from .conftest import PATIENCE, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser]
 
@@ -44,19 +44,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go: docs/ when CUSTOMDIFF_SCREENSHOTS is set, to renew those of the README."""
-    chosen = os.environ.get("CUSTOMDIFF_SCREENSHOTS")
-    return REPOSITORY / chosen if chosen else tmp_path_factory.mktemp("screenshots")
-
-
-def test_the_flow_runs_page_shows_its_tasks(stack: Stack, first_run: dict[str, Any], page: Any, pictures: Path) -> None:
+def test_the_flow_runs_page_shows_its_tasks(stack: Stack, first_run: dict[str, Any], page: Any, tmp_path: Path) -> None:
     page.goto(f"{stack.ui_url}/runs/flow-run/{first_run['id']}")
     page.get_by_text("Completed").first.wait_for()
     page.get_by_text(first_run["name"]).first.wait_for()
     page.get_by_text("finetune").first.wait_for()
-    _shoot(page, pictures / "ui-flow-run.png")
+    _shoot(page, tmp_path / "ui-flow-run.png")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +57,7 @@ def test_the_flow_runs_page_shows_its_tasks(stack: Stack, first_run: dict[str, A
     [("retrieve", "similarity"), ("finetune", "loss"), ("evaluate", "text alignment")],
 )
 def test_an_artifacts_page_shows_the_stages_result(
-    stack: Stack, first_run: dict[str, Any], page: Any, pictures: Path, stage: str, words: str
+    stack: Stack, first_run: dict[str, Any], page: Any, tmp_path: Path, stage: str, words: str
 ) -> None:
     wanted = {"artifacts": {"flow_run_id": {"any_": [first_run["id"]]}, "key": {"any_": [f"cat-{stage}"]}}}
     artifact = stack.post("artifacts/filter", wanted)[0]
@@ -74,12 +67,12 @@ def test_an_artifacts_page_shows_the_stages_result(
     broken = page.evaluate("[...document.images].filter(one => one.complete && one.naturalWidth === 0).length")
     assert broken == 0
     assert words in page.inner_text("body").lower()
-    _shoot(page, pictures / f"ui-{stage}.png")
+    _shoot(page, tmp_path / f"ui-{stage}.png")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_report_fits_desktop_and_phone(
-    stack: Stack, first_run: dict[str, Any], page: Any, pictures: Path, width: int
+    stack: Stack, first_run: dict[str, Any], page: Any, tmp_path: Path, width: int
 ) -> None:
     report = stack.store.newest("report", concept="cat")
     requested: list[str] = []
@@ -89,7 +82,7 @@ def test_the_report_fits_desktop_and_phone(
     page.get_by_text("teal cat").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert [url for url in requested if not url.startswith((stack.files_url, "data:"))] == []
-    _shoot(page, pictures / f"report-{width}.png")
+    _shoot(page, tmp_path / f"report-{width}.png")
 
 
 def _shoot(page: Any, path: Path) -> None:

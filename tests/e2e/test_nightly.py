@@ -13,7 +13,7 @@ from customdiff_core import tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.benchmark.cells import training_seed
 
-from .conftest import REPOSITORY, Stack, until
+from .conftest import Stack, until
 from .test_browser import CHROMIUM, FLAGS, NEEDED
 
 pytestmark = pytest.mark.e2e
@@ -197,8 +197,7 @@ def test_the_page_fits_desktop_and_phone(
         page.get_by_text("2 nights so far").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)")
-        chosen = os.environ.get("CUSTOMDIFF_SCREENSHOTS")
-        picture = (REPOSITORY / chosen if chosen else tmp_path) / f"benchmark-{width}.png"
+        picture = tmp_path / f"benchmark-{width}.png"
         page.screenshot(path=picture, full_page=True)
         browser.close()
     assert picture.stat().st_size > 10_000
