@@ -102,7 +102,7 @@ class Pipeline:
         if not regularized or config.prior_weight == 0:
             retrieval = retrieval.model_copy(update={"regularization": "none"})
         if retrieval.regularization == "none":
-            config = methods.without_regularization(config)
+            config = config.model_copy(update={"prior_weight": 0.0})
         sets = tuple(self.training_set(concept, retrieval, views) for concept in wanted)
         groups = (
             [((one,), (examples,)) for one, examples in zip(wanted, sets, strict=True)]

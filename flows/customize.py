@@ -50,7 +50,7 @@ def taught(
     if config.prior_weight == 0:
         retrieve = retrieve.model_copy(update={"regularization": "none"})
     if retrieve.resolve(profile, train.method).regularization == "none":
-        config = methods.without_regularization(config)
+        config = config.model_copy(update={"prior_weight": 0.0})
     sets = tuple(prepared(one, profile, train.method, retrieve, augment, runtime) for one in wanted)
     if way == "joint":
         return finetuned(wanted, sets, profile, config, runtime)

@@ -91,8 +91,11 @@ def training(cell: Cell, protocol: Protocol, profile: Profile, first: str) -> Fi
     """The settings of that of a cell's trainings which begins with this concept, with its seed and share of the steps."""
     config = cell.training(profile)
     steps = max(1, round(config.steps * cell.share * protocol.share))
-    config = config.model_copy(update={"steps": steps, "seed": training_seed(cell.seed, first)})
-    return config if cell.what.regularized else methods.without_regularization(config)
+    changed: dict[str, object] = {"steps": steps, "seed": training_seed(cell.seed, first)}
+    if not cell.what.regularized:  # an ablation changes nothing else: the rates stay as with regularization
+        rates = methods.get(config.method).rates(config)
+        changed |= {"prior_weight": 0.0, "learning_rate": rates[0], "modifier_learning_rate": rates[1]}
+    return config.model_copy(update=changed)
 
 
 @dataclass

@@ -9,7 +9,6 @@
 | textual-inversion | nothing | new row | none | 5e-4 an image |
 """
 
-from customdiff_core.config import FinetuneConfig
 from customdiff_core.errors import ConfigError, MergeError, did_you_mean
 from customdiff_core.finetuning.methods import (
     custom_diffusion,
@@ -41,15 +40,6 @@ def get(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method: found {name!r}, need one of {', '.join(METHODS)}{did_you_mean(name, METHODS)}")
     return METHODS[name]
-
-
-def without_regularization(config: FinetuneConfig) -> FinetuneConfig:
-    """The same training on the concept's pictures alone (the paper's ablation): the rates stay as with regularization images."""
-    if config.prior_weight == 0:
-        return config
-    rates = get(config.method).rates(config)
-    changed = {"prior_weight": 0.0, "learning_rate": rates[0], "modifier_learning_rate": rates[1]}
-    return config.model_copy(update=changed)
 
 
 def check_merges(name: str) -> None:

@@ -172,6 +172,8 @@ def test_a_resumed_fp16_training_scales_as_an_unbroken_one(trainer, tmp_path: Pa
         one.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
         return one
 
+    for name in ("unbroken", "broken"):
+        (tmp_path / name).mkdir()
     unbroken, broken = scaled(), scaled()
     unbroken.run(tmp_path / "unbroken", 100)
     broken.config = broken.config.model_copy(update={"steps": 3})

@@ -212,10 +212,10 @@ def test_without_regularization_images_the_rate_is_not_doubled(chain, pair):
     """However much their loss would weigh: it is their pictures that make a batch twice as large."""
     (cat, dog), (cats, dogs) = pair
     config = chain.finetune_config.model_copy(update={"learning_rate": None, "modifier_learning_rate": None})
-    assert config.prior_weight > 0
+    alone = config.model_copy(update={"prior_weight": 0.0})
     rates = [
-        make_trainer(concepts, sets, chain.profile, config, chain.store, CPU).rates[0]
-        for concepts, sets in (((dog,), (dogs,)), ((cat,), (cats,)), pair)
+        make_trainer(concepts, sets, chain.profile, one, chain.store, CPU).rates[0]
+        for concepts, sets, one in (((dog,), (dogs,), alone), ((cat,), (cats,), config), (*pair, config))
     ]
     assert rates == [pytest.approx(1e-5 * config.batch_size * factor) for factor in (1, 2, 2)]
 
@@ -244,7 +244,7 @@ def test_joint_training_is_an_artifact_of_both(chain, pair):
 
 def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, pair):
     (_, dog), (_, dogs) = pair
-    config = chain.finetune_config.model_copy(update={"steps": 2})
+    config = chain.finetune_config.model_copy(update={"steps": 2, "prior_weight": 0.0})
     made = finetune((dog,), (dogs,), chain.profile, config, parent=chain.delta, store=chain.store, runtime=CPU)
     first, second = (deltas.load(chain.store.path(one) / deltas.FILE) for one in (chain.delta, made))
     assert torch.equal(first.tokens["<teal-cat>"]["text_encoder"], second.tokens["<teal-cat>"]["text_encoder"])
@@ -264,7 +264,8 @@ def test_what_only_the_first_method_trained_comes_through_the_second_whole(chain
     config = chain.finetune_config.model_copy(update={"steps": 1, "precision": "bf16"})
     wide = config.model_copy(update={"method": "custom-diffusion-crossattn"})
     first = finetune((cat,), (cats,), chain.profile, wide, store=chain.store, runtime=CPU)
-    made = finetune((dog,), (dogs,), chain.profile, config, parent=first, store=chain.store, runtime=CPU)
+    alone = config.model_copy(update={"prior_weight": 0.0})
+    made = finetune((dog,), (dogs,), chain.profile, alone, parent=first, store=chain.store, runtime=CPU)
     before, after = (deltas.load(chain.store.path(one) / deltas.FILE) for one in (first, made))
     queries = {name for name in before.weights if name.endswith(QUERIES_AND_OUTPUTS)}
     assert queries
