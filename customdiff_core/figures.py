@@ -6,17 +6,20 @@ Everything comes out as a `data:` URI of WebP bytes, equal for equal inputs, so 
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib import get_data_path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from customdiff_core import images
 
+FONT = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 INK = "#7b828d"  # text and axes: as far from white as from near-black
 BASE = "#98a0ac"
 CUSTOMIZED = "#2a9d8f"
@@ -92,7 +95,7 @@ def montage(pngs: Sequence[bytes], columns: int, side: int, *, gap: int = 2, lab
 def write(sheet: Image.Image, place: tuple[int, int], text: str, width: int, size: float = 10) -> None:
     """Write a line of text on a sheet, smaller where it is wider than `width` pixels, and cut where that is not enough."""
     draw = ImageDraw.Draw(sheet)
-    fonts = [ImageFont.load_default(points) for points in (size, size - 1, size - 2)]
+    fonts = [ImageFont.truetype(FONT, points) for points in (size, size - 1, size - 2)]
     font = next((one for one in fonts if draw.textlength(text, one) <= width), fonts[-1])
     shown = text
     while shown and draw.textlength(shown if shown == text else f"{shown}…", font) > width:

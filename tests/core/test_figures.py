@@ -122,3 +122,14 @@ def test_a_view_that_is_not_square_keeps_its_shape_and_its_box() -> None:
     touched = np.argwhere((view != 128).any(axis=2))
     assert touched.min(axis=0).tolist() == [16, 48]
     assert touched.max(axis=0).tolist() == [31, 87]
+
+
+@pytest.mark.parametrize(
+    ("text", "width"), [("a cat", 60), ("a V* cat on a yellow background", 140), ("a cat " * 30, 100)]
+)
+def test_words_stay_in_their_width(text: str, width: int):
+    sheet = Image.new("RGB", (300, 20), "white")
+    figures.write(sheet, (5, 2), text, width)
+    inked = np.asarray(sheet).min(axis=(0, 2)) < 200
+    assert inked[5:].any()
+    assert not inked[5 + width + 1 :].any()
