@@ -377,7 +377,7 @@ def cell(
             "pictures": digest_of([_pictures(one) for one in taught]),
             "model": model_digest(profile.model),
             "index": _index_digest(index, profile, store) if trained else "",
-            "corpus": _held_out_digest(taught[0], profile),
+            "corpus": _held_out_digest(taught[0], profile) if len(taught) == 1 and cell.share == 1 else "",  # for KID
         }
         | _judges(profile),
         config={

@@ -152,8 +152,12 @@ def inception_digest(source: InceptionSource) -> str:
     return file_digest(source.path)
 
 
-def require(profile: Profile) -> None:
+def require(profile: Profile, *, clip: bool = True) -> None:
     """Check, before any work, that a profile's weights, index and validation images are on this machine.
+
+    Args:
+        profile: what is to be used.
+        clip: whether captions are searched or pictures judged, for which a CLIP is needed.
 
     Raises:
         WeightsError: one message with all that is missing.
@@ -161,7 +165,7 @@ def require(profile: Profile) -> None:
     lacking: list[str] = []
     checks: list[Callable[[], object]] = [
         partial(model_folder, profile.model),
-        *(partial(require_encoder, one) for one in dict.fromkeys((profile.retrieval_encoder, profile.judge))),
+        *(partial(require_encoder, one) for one in dict.fromkeys((profile.retrieval_encoder, profile.judge)) if clip),
     ]
     if profile.dino:
         checks.append(partial(vision_files, profile.dino))

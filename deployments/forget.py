@@ -7,6 +7,7 @@ customdiff forget https://host/picture.jpg --yes    # removes it
 import json
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
@@ -19,6 +20,7 @@ from customdiff_core.artifacts import Store, write_atomic
 from customdiff_core.errors import CustomDiffusionError
 from customdiff_core.retrieval.forget import Forgotten, plan
 from customdiff_core.retrieval.forget import forget as forget_picture
+from customdiff_core.settings import REPOSITORY
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import Artifact
@@ -63,18 +65,24 @@ def _forget_pages(found: Forgotten, store: Store) -> str:
     if not pending:
         return "no page of the UI showed it"
     write_atomic(path, json.dumps(sorted(pending)).encode())
-    from prefect.client.orchestration import get_client  # here: the other commands start without a server's library
+    # Here: the other commands start without a server's library.
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import get_current_settings
 
+    if get_current_settings().api.url is None:  # Prefect would start an empty server of its own
+        return f"pages in the UI: found no PREFECT_API_URL, need the server's; run this again in {REPOSITORY}"
     try:
         with get_client(sync_client=True) as client:
-            gone: list[UUID] = []
+            gone: set[UUID] = set()
             for start in count(0, PAGES):
                 pages = client.read_artifacts(limit=PAGES, offset=start)
-                gone += [page.id for page in pages if _shows(page, pending)]
+                gone |= {page.id for page in pages if _shows(page, pending)}
                 if len(pages) < PAGES:
                     break
             for page in gone:
-                client.delete_artifact(page)
+                with suppress(ObjectNotFound):  # somebody else was quicker
+                    client.delete_artifact(page)
     except Exception as error:
         return f"pages in the UI: found no server ({type(error).__name__}), need it to remove them; start it and run this again"
     path.unlink()

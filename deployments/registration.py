@@ -3,7 +3,7 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
@@ -62,21 +62,27 @@ def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> 
         return
     say("deploying the flows of prefect.yaml")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        command = (*PREFECT, "deploy", "--all")
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=DEPLOY_SECONDS
-        )
-    after = registered(client)
-    for name, deployment in after.items():
+    code: int | str = "unfinished"
+    try:
+        with log.open("wb") as file, suppress(subprocess.TimeoutExpired):
+            command = (*PREFECT, "deploy", "--all")
+            code = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False, timeout=DEPLOY_SECONDS
+            ).returncode
+    finally:  # broken off, too: the next time nobody would know that they were paused
+        _pause_again(client, before)
+    missing = declared - set(registered(client))
+    if code != 0 or missing:
+        found = f"exit {code}" + (f" and no {', '.join(sorted(missing))}" if missing else "")
+        raise ServiceError(f"deployments: found {found} from `prefect deploy --all`, need all deployed; read {log}")
+    Variable.set(DEPLOYED, version, overwrite=True)
+
+
+def _pause_again(client: SyncPrefectClient, before: Mapping[str, DeploymentResponse]) -> None:
+    for name, deployment in registered(client).items():
         if name in before and before[name].schedules and not any(one.active for one in before[name].schedules):
             for one in deployment.schedules:
                 client.update_deployment_schedule(deployment.id, one.id, active=False)
-    missing = declared - set(after)
-    if done.returncode or missing:
-        found = f"exit {done.returncode}" + (f" and no {', '.join(sorted(missing))}" if missing else "")
-        raise ServiceError(f"deployments: found {found} from `prefect deploy --all`, need all deployed; read {log}")
-    Variable.set(DEPLOYED, version, overwrite=True)
 
 
 def registered(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:

@@ -199,7 +199,7 @@ def _must_start(service: Service, ready: Callable[[], bool], say: Say) -> bool:
     """
     if service.process() is None:
         return True
-    computing = [run for run, _ in flow_runs(service.home)]
+    computing = sorted({run for run, _ in flow_runs(service.home)})
     if computing and not service.is_current():
         raise ServiceError(
             f"{service.name}: found it started with other PREFECT_* or CUSTOMDIFF_* variables, and {len(computing)} runs "

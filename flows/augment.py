@@ -37,6 +37,6 @@ def augment(
         augment: how many views, and of which kind.
         model: the profile.
     """
-    profile = model.resolve()
+    profile = model.resolve(clip=False)
     images = chosen("regularization", regularization, concept, profile)
     return augmented(concepts.load(concept), images, profile, augment.resolve(profile), model.runtime)

@@ -17,7 +17,8 @@ def gpu_slot() -> Generator[None]:
         occupy=1,
         lease_duration=LEASE_SECONDS,
         strict=True,
-        # A computer that slept, or a server that was silent, ends no training of hours: the store's locks keep two apart.
+        # A computer that slept, or a server that was silent, ends no training of hours; until it ends, where a worker takes
+        # several runs, another may then begin beside it.
         raise_on_lease_renewal_failure=False,
     ):
         yield

@@ -80,6 +80,7 @@ def _check(file: pq.ParquetFile, source: Path, count: int) -> None:
         if name not in file.schema_arrow.names:
             raise EvaluationError(f"{source}: found no column {name}, need caption and image; add it")
         kind = file.schema_arrow.field(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(fit(kind) for fit in fits):
             raise EvaluationError(
                 f"{source}: found the column {name} of {kind}, need {what}; of a struct, write its field alone"

@@ -165,8 +165,8 @@ def build(config: UNetConfig, seen: Encoded) -> Any:
 def deepened(shallow: Any, deep: Any) -> Any:
     """Give `deep` the weights of `shallow`; layers that only `deep` has change nothing until they are trained.
 
-    On the way down new layers come last in their level, on the way up last but one, where the skip connections of the
-    old layers still meet them. A new residual layer passes on what it is given, its second convolution being zero, and a
+    On the way down new layers come last in their level, on the way up after the first, so that every old layer meets the
+    skip connection that it knows. A new residual layer passes on what it is given, its second convolution being zero, and a
     new attention adds nothing, its last projection being zero (as in ControlNet, arXiv:2302.05543, 3.1).
 
     Returns:
@@ -175,6 +175,11 @@ def deepened(shallow: Any, deep: Any) -> Any:
     Raises:
         TrainingError: if it has fewer layers, or is of another shape.
     """
+    levels = [len(model.down_blocks) for model in (shallow, deep)]
+    if levels[0] != levels[1]:
+        raise TrainingError(
+            f"UNet to go on from: found {levels[0]} levels, need {levels[1]}; go on with the same channels"
+        )
     old, new = shallow.state_dict(), deep.state_dict()
     taken: set[str] = set()
     for name in old:
@@ -196,13 +201,13 @@ def deepened(shallow: Any, deep: Any) -> Any:
 
 
 def _place(name: str, shallow: Any, deep: Any) -> str:
-    """What a weight of `shallow` is called in `deep`: the last layer on the way up stays the last."""
+    """What a weight of `shallow` is called in `deep`: on the way up layers but the first are counted from the end."""
     found = UP_LAYER.fullmatch(name)
     if not found:
         return name
     block, part, layer, rest = found.groups()
-    count, now = (len(getattr(model.up_blocks[int(block)], part)) for model in (shallow, deep))
-    place = int(layer) if int(layer) < count - 1 else now - 1
+    count, now = (len(getattr(model.up_blocks[int(block)], part, ())) for model in (shallow, deep))
+    place = int(layer) + now - count if int(layer) else 0
     return f"up_blocks.{block}.{part}.{place}.{rest}"
 
 

@@ -66,9 +66,12 @@ def _alike(store: Store, side: int, fetch: FetchConfig) -> list[Path]:
     """Sets of the same size under rules as strict: opted-out or huge pictures of others must not come in this way."""
 
     def strict(config: Mapping[str, Any]) -> bool:
-        before = FetchConfig.model_validate(config.get("fetch", {}))
-        honoured = before.opt_out or not fetch.opt_out
-        return honoured and before.max_bytes <= fetch.max_bytes and before.max_pixels <= fetch.max_pixels
+        before, usual = config.get("fetch", {}), FetchConfig()  # of whatever version of this program
+        honoured = before.get("opt_out", usual.opt_out) or not fetch.opt_out
+        limits = (
+            before.get(name, getattr(usual, name)) <= getattr(fetch, name) for name in ("max_bytes", "max_pixels")
+        )
+        return honoured and all(limits)
 
     configs = ((one, one.recipe.config) for one in store.manifests("regularization"))
     found = [one for one, config in configs if config.get("side") == side and strict(config)]

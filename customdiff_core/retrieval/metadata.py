@@ -25,6 +25,7 @@ ALIASES = {
     "nsfw": ("nsfw", "punsafe", "nsfw_score"),
     "watermark": ("pwatermark", "watermark", "watermark_score"),
 }
+SCORES = ("nsfw", "watermark")  # by which images are left out
 BATCH = 8192  # rows decoded at a time, so that a huge row group stays a small part of memory
 
 
@@ -137,11 +138,12 @@ def _check_columns(part: Path, columns: dict[str, str], first: dict[str, str]) -
         raise RetrievalError(
             f"{where} url or image_path in metadata/{part.name}, need one of them to get the images; build it again"
         )
-    if odd := sorted(set(first.values()) ^ set(columns.values())):
-        kind = "no column" if odd[0] in first.values() else "a column"
+    if missing := set(first.values()) - set(columns.values()):
+        raise RetrievalError(f"{where} {missing.pop()} in metadata/{part.name}, need it as in the other parts")
+    if more := sorted(columns[score] for score in SCORES if score in columns and score not in first):
         raise RetrievalError(
-            f"index {part.parents[1]}: found {kind} {odd[0]} in metadata/{part.name}, unlike in the first part, need the same "
-            "columns in all: what only some parts say of an image would be ignored; build it again"
+            f"index {part.parents[1]}: found a column {more[0]} in metadata/{part.name} and none in the first part, need it in "
+            "all: a score that only some parts have would be ignored; add it to them, empty, or leave it out of all"
         )
 
 

@@ -190,6 +190,15 @@ def test_only_what_is_missing_is_said(openmoji: Profile):
 
 
 @pytest.mark.usefixtures("empty_hub")
+def test_what_neither_searches_nor_judges_needs_no_clip(openmoji: Profile, tmp_path: Path):
+    (tmp_path / "cats.parquet").touch()
+    profile = profiles.get("sd14", model=openmoji.model.path, index=Path("/i"), validation=tmp_path / "cats.parquet")
+    require(profile, clip=False)
+    with pytest.raises(WeightsError, match="CLIP weights: found no leave to fetch"):
+        require(profile)
+
+
+@pytest.mark.usefixtures("empty_hub")
 def test_a_path_to_nothing_is_said_before_any_work(openmoji: Profile, tmp_path: Path):
     lost = tmp_path / "cats.parquet"
     with pytest.raises(WeightsError, match=rf"validation images: found nothing at {lost}, need a Parquet of 500"):

@@ -1,5 +1,6 @@
 """What the server is told of prefect.yaml, with a server that remembers."""
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,12 +40,16 @@ class Server:
         self.paused.append(deployment)
 
 
-def deployed(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "") -> list[str]:
+def deployed(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "", ends: BaseException | None = None
+) -> list[str]:
     """Deploy; return what was said."""
     said: list[str] = []
 
     def run(*_: object, **__: object) -> SimpleNamespace:
         server.there |= {name: "nightly" in name or None for name in declared_deployments() if name != refused}
+        if ends:
+            raise ends
         return SimpleNamespace(returncode=0)
 
     variables: dict[str, str] = {}
@@ -67,6 +72,14 @@ def test_a_schedule_that_somebody_paused_stays_paused(tmp_path: Path, monkeypatc
     server = Server({"benchmark/nightly": False, "benchmark/quick": None})
     assert deployed(server, tmp_path, monkeypatch) == ["deploying the flows of prefect.yaml"]
     assert server.paused == ["benchmark/nightly"]
+    broken = Server({"benchmark/nightly": False})
+    with pytest.raises(KeyboardInterrupt):
+        deployed(broken, tmp_path, monkeypatch, ends=KeyboardInterrupt())
+    assert broken.paused == ["benchmark/nightly"]
+    slow = Server({"benchmark/nightly": False})
+    with pytest.raises(ServiceError, match="found exit unfinished from `prefect deploy --all`"):
+        deployed(slow, tmp_path, monkeypatch, ends=subprocess.TimeoutExpired("prefect", 300))
+    assert slow.paused == ["benchmark/nightly"]
     running = Server({"benchmark/nightly": True})
     deployed(running, tmp_path, monkeypatch)
     assert running.paused == []

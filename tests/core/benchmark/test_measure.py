@@ -14,7 +14,7 @@ from customdiff_core.benchmark.costs import costs, involved, unet_numbers
 from customdiff_core.benchmark.measure import measure, training
 from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.config import AugmentConfig, RetrieveConfig, Runtime, SampleConfig
-from customdiff_core.errors import ConceptError, ConfigError, MergeError
+from customdiff_core.errors import ConceptError, ConfigError, EvaluationError, MergeError
 from customdiff_core.evaluation.identity import RATES
 from customdiff_core.finetuning.components import load_components
 from customdiff_core.merging.join import join
@@ -120,6 +120,16 @@ def test_a_whole_training_is_no_point_of_a_curve_that_ends_at_as_many_steps(chai
     )
     keys = [stages.cell(cell, one, chain.index, profile).key for cell, one in ((whole, short), (point, long))]
     assert keys[0] != keys[1]
+
+
+def test_where_no_kid_is_measured_nothing_is_asked_of_the_category(
+    chain, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mug = chain.concept.model_copy(update={"category": "mug"})
+    monkeypatch.setattr(stages, "load_concept", lambda name: mug)
+    stages.cell(Cell(row="custom-diffusion", concepts=("cat",), seed=1, share=0.5), PROTOCOL, chain.index, profile)
+    with pytest.raises(EvaluationError, match="found the category 'mug'"):
+        stages.cell(Cell(row="custom-diffusion", concepts=("cat",), seed=1), PROTOCOL, chain.index, profile)
 
 
 @pytest.mark.parametrize("name", [name for name, row in rows.ROWS.items() if row.way != "base"])

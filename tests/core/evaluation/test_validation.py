@@ -89,6 +89,13 @@ def test_what_a_row_lacks_is_named(source: Path, cat, store, column: str, values
         validation(cat, profiles.get("openmoji", validation=source), 3, store=store)
 
 
+def test_captions_of_few_kinds_are_read(source: Path, cat, store):
+    table = pd.read_parquet(source)
+    table.assign(caption=pd.Series(["cat"] * 5, dtype="category")).to_parquet(source)
+    made = validation(cat, profiles.get("openmoji", validation=source), 3, store=store)
+    assert tables.read(store, made, "validation")["caption"].tolist() == ["cat"] * 3
+
+
 def test_what_is_no_parquet_is_said(source: Path, cat, store):
     source.write_bytes(b"caption,image")
     with pytest.raises(

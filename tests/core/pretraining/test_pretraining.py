@@ -389,6 +389,33 @@ def test_a_deeper_network_begins_as_the_one_it_goes_on_from(parts: Parts) -> Non
         unet.deepened(deep, unet.build(SMOKE.unet, seen))
 
 
+@pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 1)), ((2, 2), (3, 4)), ((1, 2), (3, 2))])
+def test_what_is_deep_is_deepened_further(parts: Parts, before: tuple[int, int], after: tuple[int, int]) -> None:
+    seen = encoded.load(parts.store, parts.latents, parts.features, "training")
+    torch.manual_seed(0)
+    shallow, deep = (unet.build(SMOKE.unet.model_copy(update={"layers": one}), seen).eval() for one in (before, after))
+    given = seen.mean[:4].float(), torch.tensor([1, 300, 600, 999]), seen.features[:4].float()
+    with torch.no_grad():
+        wanted = shallow(*given).sample
+        torch.testing.assert_close(unet.deepened(shallow, deep)(*given).sample, wanted)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"channels": (32, 64, 64), "layers": (1, 1, 1), "heads": (2, 2, 2), "attention_down": (True,) * 3}
+        | {"attention_up": (True,) * 3},
+        {"attention_up": (True, False)},
+        {"channels": (32, 96)},
+    ],
+)  # fmt: skip
+def test_a_network_of_another_shape_is_not_gone_on_from(parts: Parts, changed: dict[str, Any]) -> None:
+    seen = encoded.load(parts.store, parts.latents, parts.features, "training")
+    other = unet.build(SMOKE.unet.model_copy(update=changed), seen)
+    with pytest.raises(TrainingError, match=r"UNet to go on from: found .*; go on with the same channels"):
+        unet.deepened(unet.load(parts.store, parts.unet), other)
+
+
 def test_a_deeper_training_goes_on_from_a_shallower_ones_weights(parts: Parts) -> None:
     config = SMOKE.unet.model_copy(update={"steps": 1, "warmup": 0, "learning_rate": 1e-9, "layers": (2, 1)})
     further = unet.unet(parts.latents, parts.features, config, store=parts.store, start=parts.unet)

@@ -141,7 +141,7 @@ def test_a_column_that_a_later_part_lacks_is_named(tmp_path: Path):
     captions(2).assign(url="x").to_parquet(tmp_path / "metadata" / "metadata_0000.parquet")
     with pytest.raises(
         RetrievalError,
-        match=r"found no column url in metadata/metadata_0001\.parquet, unlike in the first part, need the same",
+        match=r"found no column url in metadata/metadata_0001\.parquet, need it as in the other",
     ):
         LocalSource(tmp_path)
 
@@ -337,7 +337,7 @@ def test_a_score_that_only_a_later_part_has_is_no_score_that_is_ignored(tmp_path
     write_index(tmp_path, np.eye(4), captions(4), parts=2)
     captions(2).assign(NSFW=0.9).to_parquet(tmp_path / "metadata" / "metadata_0001.parquet")
     with pytest.raises(
-        RetrievalError, match=r"found a column NSFW in metadata/metadata_0001\.parquet, unlike in the first"
+        RetrievalError, match=r"found a column NSFW in metadata/metadata_0001\.parquet and none in the first"
     ):
         LocalSource(tmp_path)
 
