@@ -27,10 +27,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 from customdiff_core.errors import ServiceError
 from customdiff_core.settings import REPOSITORY
 from deployments import stack
+from deployments.doctor import BROWSERS
 
 CONCEPT, STAGE = "cat", "evaluate"
 WIDTH, HEIGHT = 1280, 1000
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 60_000.0  # milliseconds
 SETTLED = 3_000.0  # milliseconds until the UI has drawn its graph
 
@@ -63,7 +63,7 @@ def browser_page() -> Generator[Any]:
     """
     from playwright.sync_api import sync_playwright
 
-    found = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         raise ServiceError("pictures of the UI: found no Chromium, need one; on Debian: sudo apt-get install chromium")
     with sync_playwright() as playwright:
