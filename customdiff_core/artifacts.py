@@ -9,12 +9,13 @@ Two processes that want the same key make it once (flock, which the kernel relea
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ from customdiff_core.settings import Settings
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+INPUTS = "inputs.json"  # of a scratch folder
+WITHDRAWN = "withdrawn.json"  # digests
 FULL_HASH_LIMIT = 2 * 1024**3  # bytes; a larger artifact is verified by presence and sizes, and by hash on demand
 SYNC_EACH = 64  # files; more are flushed by one sync of the machine's disks, which is faster
 
@@ -79,11 +82,33 @@ class Store:
         """Return the artifact's folder."""
         return self.root / artifact.kind / artifact.key
 
-    def scratch(self, kind: str, key: str) -> Path:
-        """Return a folder for the checkpoints of a long stage; kept until the caller removes it."""
+    def scratch(self, kind: str, key: str, inputs: Mapping[str, str] = {}) -> Path:
+        """Return a folder for the checkpoints of a long stage; kept until the caller removes it.
+
+        Args:
+            kind: of the artifact that is made there.
+            key: its key, or what several of its kind share.
+            inputs: the recipe's; noted in it, so that `unfinished` finds what works on an artifact.
+        """
         path = self.root / "checkpoints" / kind / key
         self._make_folder(path)
+        if inputs:
+            write_atomic(path / INPUTS, json.dumps(sorted(inputs.values())).encode())
         return path
+
+    def unfinished(self, digests: Collection[str]) -> list[Path]:
+        """Return the scratch folders of stages that work, or worked, on artifacts with one of these digests."""
+        noted = sorted(self.root.glob(f"checkpoints/*/*/{INPUTS}"))
+        return [path.parent for path in noted if not set(json.loads(path.read_bytes())).isdisjoint(digests)]
+
+    def withdraw(self, artifacts: Iterable[Artifact]) -> None:
+        """Remove artifacts, and let nothing be made of them any more: what is being made now is refused at its end."""
+        gone, path = list(artifacts), self.root / WITHDRAWN
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            digests = {one.sha256 for one in gone} | self._withdrawn()
+            write_atomic(path, json.dumps(sorted(digests)).encode())
+        for artifact in gone:
+            self.remove(artifact)
 
     def manifest(self, artifact: Artifact) -> Manifest:
         """Read an artifact's manifest.
@@ -108,7 +133,8 @@ class Store:
         """Return the recipe's artifact, calling `produce(folder) -> rows` only when no whole one is there.
 
         Raises:
-            StoreError: if the store cannot be written; DiskFullError if no space is left. Nothing half-made remains.
+            StoreError: if the store cannot be written, or an input was withdrawn meanwhile; DiskFullError if no space is left.
+                Nothing half-made remains.
         """
         parent = self.root / recipe.kind
         self._make_folder(parent)
@@ -123,6 +149,13 @@ class Store:
                 manifest = self._seal(temporary, recipe, rows, time.monotonic() - started, volatile)
                 temporary.rename(parent / recipe.key)
                 _sync(parent)
+        # Looked at when it is in its place: whoever withdraws an input now finds it there.
+        if not self._withdrawn().isdisjoint(recipe.inputs.values()):
+            self.remove(manifest.artifact)
+            raise StoreError(
+                f"{recipe.kind} {recipe.key}: found that what it was made from was withdrawn meanwhile (customdiff forget), need "
+                "it made anew; run this again from the retrieval on"
+            )
         return manifest.artifact
 
     def get(self, kind: str, key: str) -> Artifact:
@@ -137,17 +170,21 @@ class Store:
             raise StoreError(f"{kind} {key}: found {problems[0]}, need a whole artifact; run the {kind} stage again")
         return self._read_manifest(folder).artifact
 
-    def newest(self, kind: str, **labels: str) -> Artifact:
-        """Return the newest whole artifact of a kind whose labels agree, such as concept="cat".
+    def newest(self, kind: str, *, inputs: Mapping[str, str] = {}, **labels: str) -> Artifact:
+        """Return the newest whole artifact of a kind whose inputs and labels agree, such as concept="cat".
 
         Raises:
             StoreError: if there is none.
         """
-        fitting = [one for one in self.manifests(kind) if labels.items() <= one.recipe.labels.items()]
+        fitting = [
+            one
+            for one in self.manifests(kind)
+            if labels.items() <= one.recipe.labels.items() and inputs.items() <= one.recipe.inputs.items()
+        ]
         found = self.first_whole(sorted(fitting, key=lambda one: one.created, reverse=True))
         if found:
             return found
-        wanted = ", ".join(f"{name} {value}" for name, value in labels.items()) or "any label"
+        wanted = ", ".join(f"{name} {value}" for name, value in (labels | inputs).items()) or "any label"
         raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
 
     def first_whole(self, found: Iterable[Manifest]) -> Artifact | None:
@@ -201,6 +238,10 @@ class Store:
         except FileNotFoundError:  # another process was first
             return
         shutil.rmtree(aside, ignore_errors=True)
+
+    def _withdrawn(self) -> frozenset[str]:
+        path = self.root / WITHDRAWN
+        return frozenset(json.loads(path.read_bytes())) if path.is_file() else frozenset()
 
     def _seal(self, folder: Path, recipe: Recipe, rows: int, seconds: float, volatile: tuple[str, ...]) -> Manifest:
         """Hash and sync the files, then write the manifest: from here on the artifact is complete."""

@@ -163,7 +163,7 @@ def generate(
 
     def produce(folder: Path) -> int:
         components, vae = load_model(profile, delta, store, runtime, config.precision)
-        scratch = store.scratch(recipe.kind, recipe.key)
+        scratch = store.scratch(recipe.kind, recipe.key, recipe.inputs)
         drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch)
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
         origin = {"model": components.digest, "delta": delta.sha256 if delta else None, **config.model_dump()}

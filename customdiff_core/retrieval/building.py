@@ -35,7 +35,7 @@ from customdiff_core.retrieval.captioned import (
     rows_of,
 )
 from customdiff_core.retrieval.encoder import Encoder, batches
-from customdiff_core.retrieval.faiss_index import EMBEDDINGS, build_faiss
+from customdiff_core.retrieval.faiss_index import EMBEDDINGS, build_faiss, vectors_of
 from customdiff_core.retrieval.img2dataset import download, finished
 from customdiff_core.retrieval.metadata import Metadata, Vectors
 from customdiff_core.weights import encoder_digest
@@ -193,14 +193,20 @@ _SOURCES = {"urls": _from_urls, "folder": _from_folder, "embeddings": _from_embe
 
 
 def _check_settings(work: Path, source: Path, config: BuildConfig, encoder: EncoderSource) -> None:
-    """A half-built folder goes on only with the settings that it was begun with."""
+    """A half-built folder goes on only with the settings and files that it was begun with."""
     if not source.exists():
         raise RetrievalError(f"{source}: found nothing there, need the {config.kind} to index; correct the path")
-    own = digest_of([settings(config), str(source.resolve()), encoder_digest(encoder)])
+    found = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    files = [path for path in found if work not in path.parents]
+    content = [
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+    ]  # parts are told by their numbers
+    own = digest_of([settings(config), str(source.resolve()), content, encoder_digest(encoder)])
     path = work / "settings.json"
     if path.exists() and json.loads(path.read_text()) != own:
         raise RetrievalError(
-            f"index {work}: found it half built from another source or with other settings, need the same; remove it to begin anew"
+            f"index {work}: found it half built from another source, from files that changed since, or with other settings, need "
+            "the same; remove it to begin anew"
         )
     write_atomic(path, json.dumps(own).encode())
 
@@ -210,7 +216,7 @@ def _count(work: Path) -> None:
     rows = Metadata(work / "metadata").part_rows
     found = False
     for folder in (work / name for name in EMBEDDINGS.values()):
-        arrays = [np.load(part, mmap_mode="r") for part in sorted(folder.glob("*.npy"))]
+        arrays = [vectors_of(part) for part in sorted(folder.glob("*.npy"))]
         if not arrays:
             continue
         found = True

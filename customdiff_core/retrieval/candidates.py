@@ -104,7 +104,7 @@ class Gathered:
     def judge(self) -> None:
         """Apply the rules to what is known now."""
         config, gone = self._session.config, self._session.forgotten
-        ids = frozenset(item for item, link in self.links.items() if url_digest(link.url) in gone)
+        ids = frozenset(item for item, link in self.links.items() if link.url and url_digest(link.url) in gone)
         self.table = mark_after(
             mark_before(self._hits, config, ids), self._pictures, self.failures, config, self._embed
         )
@@ -155,9 +155,9 @@ class Gathered:
     def _link(self, hit: dict[str, Any]) -> Link:
         item, url, path, sent = int(hit["item_id"]), str(hit["url"]), str(hit["image_path"]), hit["image"]
         if isinstance(sent, bytes) and (not path or getattr(self._session.source, "folder", None) is None):
-            return Link(item, url, lambda: sent)
+            return Link(item, url, lambda: sent, images.digest(sent))
         if path:
-            return Link(item, url, partial(self._session.source.read, path))
+            return Link(item, url, partial(self._session.source.read, path), f"{path}:{hit['caption']}")
         return Link(item, url)
 
     def _embed(self, item: int) -> npt.NDArray[np.float32]:

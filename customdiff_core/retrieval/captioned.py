@@ -133,4 +133,6 @@ def link(path: Path, to: Path) -> None:
     try:
         os.link(path.resolve(), to)
     except OSError:
-        shutil.copy(path, to)
+        temporary = to.with_name(f".{to.name}.tmp")  # a copy that a crash cut off must not be taken for whole
+        shutil.copy(path, temporary)
+        temporary.rename(to)

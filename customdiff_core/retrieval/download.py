@@ -126,6 +126,6 @@ def _wait(headers: Mapping[str, str]) -> float:
     text = headers.get("Retry-After", "")
     try:
         seconds = float(text) if text.isdecimal() else (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         seconds = 0.5
     return min(max(seconds, 0.5), LONGEST_WAIT)

@@ -15,6 +15,7 @@ import psutil
 from customdiff_core.config import BuildConfig, Runtime
 from customdiff_core.errors import RetrievalError
 from customdiff_core.progress import Progress
+from customdiff_core.retrieval.metadata import Vectors
 
 EMBEDDINGS = {"text": "text_emb", "image": "img_emb"}
 UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -39,7 +40,7 @@ def build_faiss(work: Path, config: BuildConfig, runtime: Runtime, progress: Pro
         parts = sorted((work / name).glob("*.npy"))
         if not parts:
             continue
-        arrays = [np.load(part, mmap_mode="r") for part in parts]
+        arrays = [vectors_of(part) for part in parts]
         count, width = sum(map(len, arrays)), int(arrays[0].shape[1])
         keys[kind] = config.index_key or index_key(count, width, budget(config.memory))
         if not (work / f"{kind}.index").exists():
@@ -47,6 +48,23 @@ def build_faiss(work: Path, config: BuildConfig, runtime: Runtime, progress: Pro
             _autofaiss(work / name, work / f"{kind}.index", keys[kind], config.memory)
     progress(len(EMBEDDINGS), len(EMBEDDINGS), "indexed")
     return keys
+
+
+def vectors_of(path: Path) -> Vectors:
+    """Map a part's vectors: (N, D), of whatever float type.
+
+    Raises:
+        RetrievalError: if it is no whole file of vectors.
+    """
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RetrievalError(f"{path}: found no whole .npy ({error}), need one; copy or embed it again") from error
+    if found.ndim != 2:
+        raise RetrievalError(
+            f"{path}: found an array of {found.ndim} dimensions, need vectors (N, D); embed them again"
+        )
+    return found
 
 
 def index_key(count: int, width: int, memory: int) -> str:
@@ -93,6 +111,7 @@ def _autofaiss(embeddings: Path, path: Path, key: str, memory: str) -> None:
         from autofaiss import build_index
 
     temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)  # of a run that was killed
     options: dict[str, Any] = {}
     if found := re.search(r"IVF(\d+)", key):  # stated, since autofaiss would search for a number by trying
         probes = probed(int(found[1]))

@@ -28,16 +28,24 @@ Read = Callable[[], bytes]
 
 @dataclass(frozen=True)
 class Link:
-    """One candidate's image: a URL, or a way to read it from beside the index."""
+    """One candidate's image: a URL, or a way to read it from beside the index.
+
+    Args:
+        item_id: its row in the index.
+        url: empty where it has none.
+        read: of an image beside the index.
+        content: what tells that image from others: row numbers mean something else when an index is built anew.
+    """
 
     item_id: int
     url: str
     read: Read | None = None
+    content: str = ""
 
     @property
     def digest(self) -> str:
         """What its picture is kept under."""
-        return url_digest(self.url) if self.read is None else url_digest(f"item:{self.item_id}")
+        return url_digest(self.url) if self.read is None else url_digest(f"item:{self.item_id}:{self.content}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,8 @@ class _Pool:
         started, host, status, error, wait = time.monotonic(), "", "ok", "", None
         try:
             if link.read is not None:
-                picture = await decoders.decode(link.read())
+                async with self._held:  # no more files in memory than decoders are about to want
+                    picture = await decoders.decode(link.read())
             else:
                 host = check_link(link.url)
                 async with self._held:

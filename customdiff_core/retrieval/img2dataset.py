@@ -8,10 +8,11 @@ and a machine that runs it on links of strangers should reach the internet and n
 import ipaddress
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -29,13 +30,14 @@ from customdiff_core.recipes import PACKAGE
 from customdiff_core.retrieval.addresses import check_address, check_link
 from customdiff_core.retrieval.decoder import Decoders
 from customdiff_core.retrieval.download import AGENT
-from customdiff_core.retrieval.fetch import Attempt, Link, Shelf
+from customdiff_core.retrieval.fetch import Attempt, Link, Shelf, url_digest
 from customdiff_core.settings import Settings
 
 PROCESS = "customdiff_core.retrieval.img2dataset_process"
 POLL_SECONDS = 0.5
 STOP_SECONDS = 10.0
 SHARD = 1000  # links: what a crash costs
+FOLDER, LINKS = "img2dataset", "links.parquet"  # of a shelf
 
 
 def fetch(
@@ -61,19 +63,20 @@ def fetch(
             shelf.log(Attempt(link.item_id, link.url, "", error.status, str(error), 0.0, round_, 0))
     if not todo:
         return failed
-    with tempfile.TemporaryDirectory(dir=shelf.folder) as name:
-        folder = Path(name)
-        rows = [{"url": link.url, "item_id": link.item_id} for link in todo]
-        tables.write(folder / "links.parquet", rows)
-        started = time.monotonic()
-        download(
-            folder / "links.parquet", folder / "shards", config, runtime, len(todo), progress,
-            image_size=None, columns=["item_id"],
-        )  # fmt: skip
-        seconds = round((time.monotonic() - started) / len(todo), 3)
-        answers = {int(row["item_id"]): row for row in _answers(folder / "shards")}
-        with start_blocking_portal() as portal:
-            failed |= portal.call(_keep, todo, answers, shelf, config, round_, side, seconds)
+    # By what is in it, so that a run that was killed goes on after its last whole shard.
+    folder = shelf.folder / FOLDER / url_digest("\n".join(link.url for link in todo))
+    folder.mkdir(parents=True, exist_ok=True)
+    tables.write(folder / LINKS, [{"url": link.url, "item_id": link.item_id} for link in todo])
+    started = time.monotonic()
+    download(
+        folder / LINKS, folder / "shards", config, runtime, len(todo), progress,
+        image_size=None, columns=["item_id"],
+    )  # fmt: skip
+    seconds = round((time.monotonic() - started) / len(todo), 3)
+    answers = {int(row["item_id"]): row for row in _answers(folder / "shards")}
+    with start_blocking_portal() as portal:
+        failed |= portal.call(_keep, todo, answers, shelf, config, round_, side, seconds)
+    shutil.rmtree(folder)
     return failed
 
 
@@ -202,10 +205,12 @@ def allowed(url: str) -> None:
     Raises:
         FetchError: if it is no web link, or names a private address.
     """
-    host = check_link(url)
+    host = check_link(url).rstrip(".")
     loopback = Settings().allow_loopback
-    if host == "localhost" and not loopback:
+    if (host == "localhost" or host.endswith(".localhost")) and not loopback:
         raise FetchError("link: found localhost, need a public host", "refused")
+    with suppress(OSError):  # 127.1, 2130706433 and 0x7f.1 are addresses, too
+        host = socket.inet_ntoa(socket.inet_aton(host))
     with suppress(ValueError):  # a name: img2dataset will look it up
         check_address(str(ipaddress.ip_address(host)), allow_loopback=loopback)
 

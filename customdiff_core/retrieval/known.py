@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from customdiff_core import images
 from customdiff_core.artifacts import Store, write_atomic
 from customdiff_core.config import FetchConfig
 from customdiff_core.retrieval.decoder import Picture, perceptual_hash
-from customdiff_core.retrieval.fetch import Link, Shelf, url_digest
+from customdiff_core.retrieval.fetch import Attempt, Link, Shelf, url_digest
 
 FORGOTTEN = "forgotten.json"
 
@@ -23,17 +24,20 @@ def restock(
     """Put onto the shelf what other artifacts, and other shelves of this pass, have of these links.
 
     Args:
-        links: by URL; images beside the index are read anew.
+        links: by rank; images beside the index are read anew.
         shelf: where they go.
         store: whose `regularization` artifacts are looked through, by the digests of their URLs.
         side: shorter side of a kept picture: one that was kept at another size is fetched again.
         fetch: what a link may cost now: what was fetched under laxer rules is fetched again.
         others: shelves of prompts that came before.
     """
-    wanted = {link.digest: link for link in links if link.read is None and link not in shelf}
+    wanted: dict[str, Link] = {}
+    for link in links:
+        if link.read is None and link not in shelf:
+            wanted.setdefault(link.digest, link)  # of two with one address the better is kept
     for other in others:
         for link in [link for link in wanted.values() if link in other]:
-            shelf.put(link, other.picture(link), int(other.notes[link.digest]["round"]))
+            _put(link, other.picture(link), int(other.notes[link.digest]["round"]), shelf)
             del wanted[link.digest]
     for folder in _alike(store, side, fetch) if wanted else ():
         path = folder / "regularization.parquet"
@@ -46,7 +50,7 @@ def restock(
                 phash = perceptual_hash(images.open_trusted(found["image"]))
                 size = int(found["width"]), int(found["height"])
                 picture = Picture(found["image"], str(found["source_sha256"]), *size, phash)
-                shelf.put(wanted.pop(digest), picture, int(found["round"]))
+                _put(wanted.pop(digest), picture, int(found["round"]), shelf)
 
 
 def forgotten(store: Store) -> frozenset[str]:
@@ -59,7 +63,14 @@ def remember_forgotten(store: Store, digest: str) -> None:
     """Note that a link must never be fetched again; its digest, and not the link."""
     store.root.mkdir(parents=True, exist_ok=True)
     path: Path = store.root / FORGOTTEN
-    write_atomic(path, json.dumps(sorted(forgotten(store) | {digest})).encode())
+    with FileLock(path.with_name(f".{FORGOTTEN}.lock")):  # of two at a time, neither may be lost
+        write_atomic(path, json.dumps(sorted(forgotten(store) | {digest})).encode())
+
+
+def _put(link: Link, picture: Picture, round_: int, shelf: Shelf) -> None:
+    """Onto the shelf, and into its account as one that was there from before."""
+    shelf.put(link, picture, round_)
+    shelf.log(Attempt(link.item_id, link.url, "", "kept", "", 0.0, round_, 0))
 
 
 def _alike(store: Store, side: int, fetch: FetchConfig) -> list[Path]:

@@ -5,6 +5,7 @@ metadata/*.parquet            caption, url and/or image_path, in the order of th
 text_emb/ img_emb/ images/    where there
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from customdiff_core import images
 from customdiff_core.errors import RetrievalError
-from customdiff_core.retrieval.faiss_index import EMBEDDINGS, probed
+from customdiff_core.retrieval.faiss_index import EMBEDDINGS, probed, vectors_of
 from customdiff_core.retrieval.metadata import Ids, Metadata, Vectors
 from customdiff_core.retrieval.sources import Similarities, TextEncoder
 
@@ -30,7 +31,7 @@ class LocalSource:
 
     Args:
         folder: the folder.
-        nprobe: cells searched of an IVF index; None: by its size.
+        nprobe: cells searched of an IVF index; None: by its size, and more where more hits are asked for than they hold.
         name: what tables call it.
 
     Raises:
@@ -48,13 +49,15 @@ class LocalSource:
             raise RetrievalError(
                 f"index {folder}: found {path.name} with L2 distances, need inner products; build it with metric_type ip"
             )
+        if not len(self):
+            raise RetrievalError(f"index {folder}: found no vector in {path.name}, need some; build it again")
         if len(self.metadata) != len(self):
             raise RetrievalError(
                 f"index {folder}: found {len(self)} vectors and {len(self.metadata)} captions, need as many; "
                 "build it again"
             )
         _check_parts(folder, self.modality, self.metadata)
-        _set_effort(self._index, nprobe)
+        self._cells = _Cells.of(self._index, nprobe)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -81,7 +84,7 @@ class LocalSource:
         hnsw = getattr(faiss.downcast_index(self._index), "hnsw", None)
         if hnsw is not None:
             hnsw.efSearch = max(hnsw.efSearch, 2 * count)
-        similarity, ids = self._index.search(np.ascontiguousarray(vector, np.float32), count)
+        similarity, ids = self._cells.search(np.ascontiguousarray(vector, np.float32), count)
         found = ids[0] >= 0  # an approximate index fills what it did not find with -1
         return ids[0][found], similarity[0][found].astype(np.float64)
 
@@ -136,7 +139,7 @@ def _read(folder: Path, path: Path) -> Any:
 def _check_parts(folder: Path, modality: str, metadata: Metadata) -> None:
     """Where the embeddings are beside, part by part as many rows as captions: otherwise the order is another one."""
     parts = sorted((folder / EMBEDDINGS[modality]).glob("*.npy"))
-    rows = [len(np.load(part, mmap_mode="r")) for part in parts]
+    rows = [len(vectors_of(part)) for part in parts]
     if len(parts) != len(metadata.parts):  # joined or absent: nothing to compare
         return
     for part, table, here, there in zip(parts, metadata.parts, rows, metadata.part_rows, strict=True):
@@ -147,11 +150,47 @@ def _check_parts(folder: Path, modality: str, metadata: Metadata) -> None:
             )
 
 
-def _set_effort(index: Any, nprobe: int | None) -> None:
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is None:
-        return
-    ivf.nprobe = min(ivf.nlist, nprobe or max(ivf.nprobe, probed(ivf.nlist)))  # a merged index is stored with 1
-    quantizer = getattr(faiss.downcast_index(ivf.quantizer), "hnsw", None)
-    if quantizer is not None:
-        quantizer.efSearch = max(quantizer.efSearch, 2 * ivf.nprobe)
+@dataclass(frozen=True)
+class _Cells:
+    """An index, and how many cells of it are searched where it has cells.
+
+    Args:
+        index: as it was read.
+        ivf: its inverted file; None for an index without cells.
+        probes: cells that a search looks into.
+        fixed: somebody said how many: no more where they do not hold as many hits as are asked for.
+        effort: of the graph that finds the cells, as it was stored.
+    """
+
+    index: Any
+    ivf: Any
+    probes: int
+    fixed: bool
+    effort: int
+
+    @classmethod
+    def of(cls, index: Any, nprobe: int | None) -> "_Cells":
+        ivf = faiss.try_extract_index_ivf(index)
+        if ivf is None:
+            return cls(index, None, 0, True, 0)
+        probes = min(ivf.nlist, nprobe or max(ivf.nprobe, probed(ivf.nlist)))  # a merged index is stored with 1
+        graph = getattr(faiss.downcast_index(ivf.quantizer), "hnsw", None)
+        return cls(index, ivf, probes, nprobe is not None, graph.efSearch if graph else 0)
+
+    def search(self, vector: Vectors, count: int) -> tuple[Any, Any]:
+        """Similarities and ids, (1, count); every search begins at the same number of cells, whatever was asked before."""
+        probes = self.probes
+        while True:
+            self._look_into(probes)
+            similarity, ids = self.index.search(vector, count)
+            if self.fixed or probes >= self.ivf.nlist or (ids[0] >= 0).all():
+                return similarity, ids
+            probes *= 2
+
+    def _look_into(self, probes: int) -> None:
+        if self.ivf is None:
+            return
+        self.ivf.nprobe = min(probes, self.ivf.nlist)
+        graph = getattr(faiss.downcast_index(self.ivf.quantizer), "hnsw", None)
+        if graph is not None:
+            graph.efSearch = max(self.effort, 2 * self.ivf.nprobe)

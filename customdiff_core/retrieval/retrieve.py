@@ -12,13 +12,14 @@ from customdiff_core import stages, tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.concepts import Concept
 from customdiff_core.config import IndexConfig, RetrieveConfig, Runtime
-from customdiff_core.errors import ConfigError, TooFewImagesError
+from customdiff_core.errors import ConfigError, RetrievalError, TooFewImagesError
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.retrieval.candidates import Gathered, Session, gather
 from customdiff_core.retrieval.encoder import Encoder
-from customdiff_core.retrieval.fetch import Shelf
+from customdiff_core.retrieval.fetch import Shelf, url_digest
 from customdiff_core.retrieval.index import build
+from customdiff_core.retrieval.known import forgotten
 from customdiff_core.retrieval.select import take
 from customdiff_core.settings import Settings
 
@@ -116,17 +117,36 @@ def _retrieve(
 
     def produce(folder: Path) -> int:
         shelf = Shelf(store.scratch(recipe.kind, recipe.key))
-        gathered = gather(concept.class_prompt, session, shelf)
-        session.shelves.append(shelf)
         try:
-            kept, candidates = take(gathered.table, gathered.usable, config.count, concept.class_prompt)
-        except TooFewImagesError as error:
-            raise TooFewImagesError(str(error), gathered.account()) from error
+            gathered = gather(concept.class_prompt, session, shelf)
+            session.shelves.append(shelf)
+            try:
+                kept, candidates = take(gathered.table, gathered.usable, config.count, concept.class_prompt)
+            except TooFewImagesError as error:
+                raise TooFewImagesError(str(error), gathered.account()) from error
+            rows = _rows(gathered, kept.to_dict("records"), shelf)
+        except FileNotFoundError as error:
+            if shelf.folder.exists():
+                raise
+            raise _removed_meanwhile(concept.class_prompt) from error
         tables.write(folder / "candidates.parquet", candidates.filter(list(COLUMNS)))
         tables.write(folder / "attempts.parquet", gathered.account().attempts)
-        return tables.write(folder / "regularization.parquet", _rows(gathered, kept.to_dict("records"), shelf))
+        return tables.write(folder / "regularization.parquet", rows)
 
-    return store.make(recipe, produce, volatile=("attempts.parquet",))
+    made = store.make(recipe, produce, volatile=("attempts.parquet",))
+    # A removal that was asked for before the set was there did not see it: the set must see the removal.
+    urls = tables.read(store, made, "regularization", ["url"])["url"]
+    if not forgotten(store).isdisjoint(url_digest(url) for url in urls if url):
+        store.remove(made)
+        raise _removed_meanwhile(concept.class_prompt)
+    return made
+
+
+def _removed_meanwhile(prompt: str) -> RetrievalError:
+    return RetrievalError(
+        f"regularization images for {prompt!r}: found that a picture's removal was asked for meanwhile, need a set without it; "
+        "run this again"
+    )
 
 
 def _rows(gathered: Gathered, kept: Sequence[dict[str, object]], shelf: Shelf) -> list[tables.Row]:

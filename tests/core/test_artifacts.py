@@ -267,6 +267,14 @@ def test_newest_goes_by_label_and_time(store: Store):
     assert store.newest("delta", concept="cat") == first
 
 
+def test_newest_goes_by_input_where_several_share_one(store: Store):
+    shared = store.make(recipe(inputs={"class_prompt": "a cat"}, labels={"concept": "cat"}, n=1), Maker())
+    store.make(recipe(inputs={"class_prompt": "a dog"}, labels={"concept": "dog"}, n=2), Maker())
+    assert store.newest("delta", inputs={"class_prompt": "a cat"}) == shared
+    with pytest.raises(StoreError, match="found none for profile p, class_prompt a cow"):
+        store.newest("delta", inputs={"class_prompt": "a cow"}, profile="p")
+
+
 def test_newest_of_nothing_is_said(store: Store):
     store.make(recipe(labels={"concept": "cat"}), Maker())
     with pytest.raises(StoreError) as error:

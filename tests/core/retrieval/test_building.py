@@ -1,7 +1,10 @@
 """Index folders of one's own: built in parts, gone on with after a crash, and opened by what searches them."""
 
+import errno
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from customdiff_core.config import BuildConfig, RetrieveConfig
-from customdiff_core.errors import RetrievalError
+from customdiff_core.config import BuildConfig, RetrieveConfig, Runtime
+from customdiff_core.errors import FetchError, RetrievalError
 from customdiff_core.retrieval.building import build_folder
+from customdiff_core.retrieval.captioned import link
 from customdiff_core.retrieval.encoder import Encoder
-from customdiff_core.retrieval.faiss_index import budget, index_key
+from customdiff_core.retrieval.faiss_index import budget, build_faiss, index_key
+from customdiff_core.retrieval.img2dataset import allowed
 from customdiff_core.retrieval.local import LocalSource
 from customdiff_core.retrieval.sources import search
 from deployments.web import picture
@@ -118,8 +123,94 @@ def test_half_built_with_other_settings_is_not_gone_on_with(links: Path, openmoj
     with pytest.raises(RetrievalError) as error:
         build_folder(links, tmp_path / "out", BuildConfig(kind="urls", captions_only=True), openmoji.retrieval_encoder)
     assert str(error.value) == (
-        f"index {work}: found it half built from another source or with other settings, need the same; remove it to begin anew"
+        f"index {work}: found it half built from another source, from files that changed since, or with other settings, need the "
+        "same; remove it to begin anew"
     )
+
+
+def test_half_built_from_files_that_changed_is_not_gone_on_with(openmoji, tmp_path: Path, monkeypatch):
+    """Parts are told by their numbers: with a picture more, each part would begin elsewhere."""
+    source = tmp_path / "pictures"
+    source.mkdir()
+    for name in "abc":
+        (source / f"{name}.txt").write_text(f"a photo of {name}")
+        (source / f"{name}.jpg").write_bytes(picture(ord(name)))
+    config, out = BuildConfig(kind="folder", shard=2), source / "index"  # its own work is no change of the source
+    real = Encoder.texts
+
+    def interrupted(self, texts):
+        if len(texts) == 1:
+            raise KeyboardInterrupt
+        return real(self, texts)
+
+    monkeypatch.setattr(Encoder, "texts", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_folder(source, out, config, openmoji.retrieval_encoder)
+    with pytest.raises(KeyboardInterrupt):  # goes on
+        build_folder(source, out, config, openmoji.retrieval_encoder)
+    (source / "a.txt").write_text("another caption")
+    with pytest.raises(RetrievalError, match="from files that changed since"):
+        build_folder(source, out, config, openmoji.retrieval_encoder)
+
+
+def test_a_copy_that_was_cut_off_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where disks differ, a file is copied: it has its name when it is whole."""
+    source, target = tmp_path / "source.npy", tmp_path / "target.npy"
+    source.write_bytes(b"whole")
+
+    def full(path: Path, to: Path) -> None:
+        Path(to).write_bytes(path.read_bytes()[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", no_link)
+    with monkeypatch.context() as once:
+        once.setattr(shutil, "copy", full)
+        with pytest.raises(OSError, match="No space left"):
+            link(source, target)
+    assert not target.exists()
+    link(source, target)
+    assert target.read_bytes() == b"whole"
+
+
+def test_an_index_that_a_killed_run_left_half_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """autofaiss may end without an index and without an error."""
+    import autofaiss
+
+    np.save(tmp_path / "part.npy", np.eye(4, dtype=np.float32))
+    (tmp_path / "text_emb").mkdir()
+    shutil.copy(tmp_path / "part.npy", tmp_path / "text_emb" / "text_emb_0000.npy")
+    (tmp_path / "text.tmp").write_bytes(b"half")
+    monkeypatch.setattr(autofaiss, "build_index", lambda *_, **__: (None, None))
+    with pytest.raises(RetrievalError, match="found no index after autofaiss ended"):
+        build_faiss(tmp_path, BuildConfig(kind="embeddings"), Runtime(), lambda *_: None)
+    assert not (tmp_path / "text.index").exists()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "localhost.",
+        "x.localhost",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "169.254.169.254",
+        "169.254.169.254.",
+        "[::1]",
+    ],
+)
+def test_links_that_name_this_machine_or_a_private_one_are_no_links_for_img2dataset(host: str):
+    with pytest.raises(FetchError):
+        allowed(f"http://{host}/1.jpg")
+
+
+def test_other_links_are_img2datasets_to_look_up():
+    for host in ("host.example", "93.184.216.34", "1.example"):
+        allowed(f"https://{host}/1.jpg")
 
 
 def test_a_folder_that_is_there_is_not_overwritten(links: Path, openmoji, tmp_path: Path):

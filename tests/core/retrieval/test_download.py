@@ -125,3 +125,13 @@ def test_a_broken_http2_answer_is_a_dead_link() -> None:
     with pytest.raises(FetchError, match="found InvalidBodyLengthError") as error:
         asyncio.run(download(Broken(), "http://a.example/x.png", FetchConfig()))
     assert error.value.status == "unreachable"
+
+
+@pytest.mark.parametrize("wait", ["Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "soon", "9" * 5000, "-1", "NaN"])
+def test_a_senseless_wait_costs_one_try(wait: str):
+    """And not the retrieval."""
+    transport = httpx.MockTransport(lambda _: httpx.Response(503, headers={"Retry-After": wait}))
+    with pytest.raises(FetchError) as error:
+        asyncio.run(download(transport, "https://host.example/1.jpg", FetchConfig()))
+    assert error.value.status == "dead"
+    assert 0.5 <= (error.value.wait_s or 0) <= 5

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +7,13 @@ import pytest
 
 from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.errors import RetrievalError
+from customdiff_core.errors import RetrievalError, StoreError
 from customdiff_core.evaluation import embeddings
 from customdiff_core.evaluation.embeddings import embedded
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.fetch import url_digest
 from customdiff_core.retrieval.forget import forget, plan
-from customdiff_core.retrieval.known import forgotten
+from customdiff_core.retrieval.known import forgotten, remember_forgotten
 
 URL, OTHER = "https://a.example/1.jpg", "https://a.example/2.jpg"
 
@@ -87,6 +88,69 @@ def test_a_damaged_table_holds_nothing_up_and_all_vectors_go(store: Store, chain
     assert not path.exists()
     assert not list(store.root.glob(f"checkpoints/embeddings/*/{embeddings.FILE}"))
     assert not store.path(drawn).exists()
+
+
+def test_an_empty_link_is_none(store: Store):
+    """As an unset variable leaves it: pictures beside an index have no link, and must not be taken for it."""
+    kept = make(store, "regularization", "local", "", "")
+    for ask in (plan, forget):
+        with pytest.raises(RetrievalError, match="found an empty link"):
+            ask(" ", store)
+    assert store.path(kept).exists()
+    assert forgotten(store) == frozenset()
+
+
+def test_a_training_that_was_broken_off_goes_too(store: Store, chain: dict[str, Artifact]):
+    kept, gone = (
+        store.scratch("delta", name, {"training_set": chain[f"training {name}"].sha256}) for name in ("without", "with")
+    )
+    assert gone in plan(URL, store).folders
+    forget(URL, store)
+    assert kept.exists()
+    assert not gone.exists()
+
+
+def test_what_is_being_made_of_it_is_not_kept(store: Store, chain: dict[str, Artifact]):
+    recipe = Recipe(kind="delta", inputs={"t": chain["training with"].sha256}, config={}, code="", versions={})
+
+    def produce(folder: Path) -> int:
+        forget(URL, store)
+        return tables.write(folder / "delta.parquet", [{"x": 1}])
+
+    with pytest.raises(StoreError, match="found that what it was made from was withdrawn meanwhile"):
+        store.make(recipe, produce)
+    assert store.find(recipe) is None
+    other = recipe.model_copy(update={"inputs": {"t": chain["training without"].sha256}})
+    store.make(other, lambda folder: tables.write(folder / "delta.parquet", [{"x": 1}]))
+
+
+def test_what_img2dataset_was_fetching_goes_too(store: Store):
+    folder = store.scratch("regularization", "k") / "img2dataset" / "some"
+    folder.mkdir(parents=True)
+    tables.write(folder / "links.parquet", [{"url": URL, "item_id": 1}])
+    forget(URL, store)
+    assert not folder.exists()
+
+
+def test_a_nights_page_goes_and_its_figures_stay(store: Store, chain: dict[str, Artifact]):
+    pages: dict[str, Artifact] = {}
+    for name in ("with", "without"):
+        handles = [{"name": "delta", **chain[f"delta {name}"].model_dump()}]
+        recipe = Recipe(kind="cell", inputs={}, config={"name": name}, code="", versions={})
+        cell = store.make(recipe, lambda folder, rows=handles: tables.write(folder / "sources.parquet", rows))
+        night = make(store, "benchmark", name, "x", cell=cell)
+        pages[name] = make(store, "report", name, "x", benchmark=night)
+    removed = forget(URL, store).artifacts
+    assert pages["with"] in removed
+    assert pages["without"] not in removed
+    assert {one.kind for one in removed}.isdisjoint({"cell", "benchmark"})
+
+
+def test_of_wishes_at_a_time_none_is_lost(store: Store):
+    digests = [f"{number:064x}" for number in range(24)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda digest: remember_forgotten(store, digest), digests))
+    assert forgotten(store) == set(digests)
 
 
 def _samples(store: Store, name: str, delta: Artifact) -> Artifact:

@@ -102,6 +102,35 @@ def test_what_an_approximate_index_did_not_find_is_no_hit(tmp_path: Path):
     assert (found["item_id"] >= 0).all()
 
 
+def test_more_cells_are_searched_where_the_usual_ones_do_not_hold_as_many(tmp_path: Path):
+    """So that a deeper search finds more; the next one begins where every search begins."""
+    vectors = np.random.default_rng(0).standard_normal((4000, 8)).astype(np.float32)
+    write_index(tmp_path, vectors, captions(4000))
+    cells = faiss.index_factory(8, "IVF128_HNSW8,Flat", faiss.METRIC_INNER_PRODUCT)
+    cells.train(vectors)
+    cells.add(vectors)
+    faiss.write_index(cells, str(tmp_path / "text.index"))
+    source = LocalSource(tmp_path)
+    few = search(source, vectors[:1], 20)
+    assert len(search(source, vectors[:1], 3000)) == 3000
+    pd.testing.assert_frame_equal(search(source, vectors[:1], 20), few)
+
+
+@pytest.mark.parametrize("kept", [0, 60, 900])
+def test_a_part_that_was_cut_off_is_named(chain, tmp_path: Path, kept: int):
+    folder = shutil.copytree(chain.store.path(chain.index), tmp_path / "copy")
+    part = folder / "text_emb" / "text_emb_0000.npy"
+    part.write_bytes(part.read_bytes()[:kept])
+    with pytest.raises(RetrievalError, match=rf"^{re.escape(str(part))}: found no whole \.npy"):
+        LocalSource(folder)
+
+
+def test_an_index_of_nothing_is_named(tmp_path: Path):
+    write_index(tmp_path, np.zeros((0, 4)), captions(0))
+    with pytest.raises(RetrievalError, match=r"found no vector in text\.index"):
+        LocalSource(tmp_path)
+
+
 def test_a_folder_without_text_index(tmp_path: Path):
     with pytest.raises(RetrievalError) as error:
         LocalSource(tmp_path)

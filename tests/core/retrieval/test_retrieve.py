@@ -9,8 +9,9 @@ from PIL import Image
 from customdiff_core import concepts, images, profiles, tables
 from customdiff_core.config import FetchConfig, IndexConfig, RetrieveConfig
 from customdiff_core.errors import ConfigError, RetrievalError, TooFewImagesError
-from customdiff_core.retrieval.account import Account
+from customdiff_core.retrieval.account import Account, account
 from customdiff_core.retrieval.encoder import Encoder
+from customdiff_core.retrieval.fetch import url_digest
 from customdiff_core.retrieval.retrieve import build_index, retrieve, retrieve_all
 
 from .conftest import write_index
@@ -234,6 +235,9 @@ def test_links_that_the_store_has_already_are_not_fetched_again(web_index, cat, 
     }
     one, other = (tables.read(store, made, "regularization") for made in (first, again))
     assert other["source_sha256"].tolist()[:20] == one["source_sha256"].tolist()
+    funnel = account(store, again).funnel()
+    assert funnel["kept"] == 25  # those from before are in the account too
+    assert funnel["tried"] >= funnel["alive"] >= funnel["valid"] >= 25
 
 
 @pytest.mark.usefixtures("open_loopback")
@@ -311,3 +315,61 @@ def test_a_forgotten_picture_is_replaced_and_its_link_never_asked_again(web_inde
     assert web.asked[url.removeprefix(base)] == asked
     reasons = tables.read(store, again, "candidates").set_index("url")["drop_reason"]
     assert reasons[url] == "forgotten on request"
+
+
+@pytest.mark.usefixtures("open_loopback")
+@pytest.mark.parametrize("when", ["take", "sealed"])
+def test_a_removal_asked_for_while_a_set_is_made_is_heard(web_index, cat, store, monkeypatch, when: str):
+    """Whether its sweep finds the half-finished work, or comes when all was looked at: no set is left with the picture."""
+    from customdiff_core.artifacts import Store
+    from customdiff_core.retrieval import retrieve as module
+    from customdiff_core.retrieval.forget import forget
+
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    config = RetrieveConfig(count=20, candidates=30, fetch=QUICK)
+    url = f"{base}/ok/0.jpg"
+    where, name = {"take": (module, "take"), "sealed": (Store, "_seal")}[when]
+    real = getattr(where, name)
+
+    def meanwhile(*arguments):
+        forget(url, store)
+        return real(*arguments)
+
+    monkeypatch.setattr(where, name, meanwhile)
+    with pytest.raises(
+        RetrievalError, match=r"found that a picture's removal was asked for meanwhile, .*; run this again$"
+    ):
+        retrieve(cat, None, profile, config, store=store)
+    assert not list(store.manifests("regularization"))
+    monkeypatch.setattr(where, name, real)
+    made = retrieve(cat, None, profile, config, store=store)
+    assert url not in set(tables.read(store, made, "regularization")["url"])
+    assert web.asked[url.removeprefix(base)] == 1
+
+
+def test_forgotten_links_leave_pictures_beside_an_index_alone(chain, cat, tmp_path):
+    """Which have no link: an older version could be told to forget the empty one."""
+    from customdiff_core.artifacts import Store
+    from customdiff_core.retrieval.known import remember_forgotten
+
+    store = Store(tmp_path / "other")
+    remember_forgotten(store, url_digest(""))
+    made = retrieve(cat, chain.index, chain.profile, chain.retrieve_config, store=Store(chain.store.root))
+    assert made == chain.regularization
+    index = build_index(chain.profile, chain.index_config, store=store)
+    assert retrieve(cat, index, chain.profile, chain.retrieve_config, store=store).sha256 == made.sha256
+
+
+def test_a_shelf_knows_a_picture_by_what_its_row_says(cat, store, tmp_path, openmoji):
+    """An index built anew numbers its rows anew: what a broken-off run read is not the picture of another row."""
+    from customdiff_core.retrieval.candidates import Gathered, Session
+    from customdiff_core.retrieval.fetch import Shelf
+
+    session = Session(None, openmoji, RetrieveConfig(), store, None, None)
+    session.__dict__["source"] = None
+    gathered = Gathered(session, Shelf(tmp_path / "shelf"))
+    row = {"item_id": 5, "url": "", "image_path": "", "caption": "a cat", "image": b"one"}
+    digests = {gathered._link(row | change).digest for change in ({}, {"image": b"other"})}
+    assert len(digests) == 2
+    assert gathered._link(row).digest == gathered._link(row | {"caption": "said otherwise"}).digest
