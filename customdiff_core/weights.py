@@ -15,6 +15,7 @@ from customdiff_core.settings import Settings
 COMPONENTS = ("unet", "vae", "text_encoder")
 NEEDED = ("scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt")
 SECOND = ("text_encoder_2", "tokenizer_2/vocab.json", "tokenizer_2/merges.txt")  # where the UNet reads two encoders
+CLIP_WEIGHTS = "open_clip_model.safetensors"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PATTERNS = [
     *(f"{part}/{name}" for part in (*COMPONENTS, SECOND[0]) for name in ("config.json", "*model.safetensors")),
@@ -110,7 +111,7 @@ def encoder_files(source: EncoderSource) -> tuple[Path, Path]:
         WeightsError: if one is missing.
     """
     folder = source.path or Path()
-    files = folder / f"{source.model}.json", folder / "open_clip_model.safetensors"
+    files = folder / f"{source.model}.json", folder / CLIP_WEIGHTS
     for path in files:
         if not path.is_file():
             raise WeightsError(f"{folder}: found no {path.name}, need an open_clip model folder; copy it again")
@@ -152,61 +153,94 @@ def inception_digest(source: InceptionSource) -> str:
     return file_digest(source.path)
 
 
-def require(profile: Profile, *, clip: bool = True) -> None:
-    """Check, before any work, that a profile's weights, index and validation images are on this machine.
+def require(profile: Profile, *, search: bool = True, judge: bool = True) -> None:
+    """Check, before any work, that what a run will need of a profile is on this machine.
 
     Args:
         profile: what is to be used.
-        clip: whether captions are searched or pictures judged, for which a CLIP is needed.
+        search: whether captions are searched: needs an index or backend, and its CLIP.
+        judge: whether pictures are judged: needs the judge, held-out images, and what else the profile measures by.
 
     Raises:
         WeightsError: one message with all that is missing.
     """
-    lacking: list[str] = []
+    searching, judging = (profile.retrieval_encoder,) if search else (), (profile.judge,) if judge else ()
     checks: list[Callable[[], object]] = [
         partial(model_folder, profile.model),
-        *(partial(require_encoder, one) for one in dict.fromkeys((profile.retrieval_encoder, profile.judge)) if clip),
+        *(partial(require_encoder, one) for one in dict.fromkeys(searching + judging)),
     ]
-    if profile.dino:
+    if judge and profile.dino:
         checks.append(partial(vision_files, profile.dino))
-    if profile.inception:
+    if judge and profile.inception:
         checks.append(partial(inception_digest, profile.inception))
+    if search:
+        checks.append(partial(_require_index, profile))
+    if judge:
+        checks.append(partial(_require_validation, profile))
+    lacking: list[str] = []
     for check in checks:
         try:
             check()
         except WeightsError as error:
             lacking.append(str(error))
-    if profile.corpus.kind == "folder":
-        if profile.corpus.index is None and profile.corpus.backend is None:
-            lacking.append(
-                f"retrieval index: found none, need a clip-retrieval folder of captioned images embedded with "
-                f"{profile.retrieval_encoder.name}, or a clip-retrieval back; give its path as model.index or its address as "
-                "model.backend (docs/bring-your-own-laion.md)"
-            )
-        source = profile.corpus.validation
-        if source is None or not source.exists():
-            found = f"nothing at {source}" if source else "none"
-            lacking.append(
-                f"validation images: found {found}, need a Parquet of {profile.evaluate.kid_images} held-out images of the "
-                "category (caption, image); give its path as model.validation"
-            )
     if lacking:
         raise WeightsError(f"profile {profile.name} cannot run on this machine. " + " | ".join(lacking))
 
 
+def _require_index(profile: Profile) -> None:
+    corpus = profile.corpus
+    if corpus.kind == "folder" and corpus.index is None and corpus.backend is None:
+        raise WeightsError(
+            f"retrieval index: found none, need a clip-retrieval folder of captioned images embedded with "
+            f"{profile.retrieval_encoder.name}, or a clip-retrieval back; give its path as model.index or its address as "
+            "model.backend (docs/bring-your-own-laion.md)"
+        )
+
+
+def _require_validation(profile: Profile) -> None:
+    source = profile.corpus.validation
+    if profile.corpus.kind == "folder" and (source is None or not source.exists()):
+        raise WeightsError(
+            f"validation images: found {f'nothing at {source}' if source else 'none'}, need a Parquet of "
+            f"{profile.evaluate.kid_images} held-out images of the category (caption, image); give its path as model.validation"
+        )
+
+
 def require_encoder(source: EncoderSource) -> None:
-    """Check that a CLIP is here; a tag's weights come from open_clip's own list, checked by hash, where the user has said so.
+    """Check that a CLIP is here, or may be fetched.
 
     Raises:
-        WeightsError: if its folder is not complete, or it may not be fetched.
+        WeightsError: if its folder is not complete, or it is not here and the user has not said that it may be fetched.
     """
     if source.path is not None:
         encoder_files(source)
     elif not Settings().allow_download:
-        raise WeightsError(
-            f"CLIP weights: found no leave to fetch {source.name} (about 600 MB, once; open_clip checks and keeps it), "
-            "need it to search captions and to judge; set CUSTOMDIFF_ALLOW_DOWNLOAD=true where the worker starts"
+        tagged_weights(source)
+
+
+def tagged_weights(source: EncoderSource) -> Path:
+    """Return the safetensors of an open_clip tag from the hub's local cache; fetched only where the user has said so.
+
+    Raises:
+        WeightsError: if open_clip knows no such tag, or the file is not here and may not, or cannot, be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+    from open_clip import get_pretrained_cfg
+
+    allowed = Settings().allow_download
+    repository = get_pretrained_cfg(source.model, source.tag or "").get("hf_hub", "").rstrip("/")
+    try:
+        return Path(hf_hub_download(repository, CLIP_WEIGHTS, local_files_only=not allowed))
+    except (OSError, ValueError) as error:
+        cure = (
+            f"see that the hub can be reached ({type(error).__name__})"
+            if allowed
+            else "set CUSTOMDIFF_ALLOW_DOWNLOAD=true where the worker starts"
         )
+        raise WeightsError(
+            f"CLIP weights: found no {source.name} on this machine (hub {repository or 'unknown'}, {CLIP_WEIGHTS}; about 600 MB, "
+            f"once), need it to search captions and to judge; {cure}"
+        ) from error
 
 
 def _check_component(folder: Path) -> None:

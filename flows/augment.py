@@ -8,7 +8,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import AugmentConfig, Runtime
 from customdiff_core.profiles import Profile
-from flows.inputs import chosen
+from flows.inputs import regularization_of
 from flows.options import AugmentOptions, ConceptName, ModelOptions
 from tasks import publish
 
@@ -33,10 +33,11 @@ def augment(
 
     Args:
         concept: whose pictures.
-        regularization: a regularization artifact's key; empty takes the newest of the concept.
+        regularization: a regularization artifact's key; empty takes the newest of the concept's class prompt.
         augment: how many views, and of which kind.
         model: the profile.
     """
-    profile = model.resolve(clip=False)
-    images = chosen("regularization", regularization, concept, profile)
-    return augmented(concepts.load(concept), images, profile, augment.resolve(profile), model.runtime)
+    profile = model.resolve()
+    taught = concepts.load(concept)
+    images = regularization_of(taught, regularization, profile)
+    return augmented(taught, images, profile, augment.resolve(profile), model.runtime)

@@ -27,7 +27,7 @@ def indexed(profile: Profile, config: IndexConfig, runtime: Runtime) -> Artifact
 @flow(name="build-index", validate_parameters=True)
 def build_index(model: ModelOptions = ModelOptions()) -> Artifact | None:
     """Render captioned scenes, embed them with the retrieval CLIP and index them for FAISS: what every run searches."""
-    return indexed(model.resolve(), IndexConfig(), model.runtime)
+    return indexed(model.resolve(search=True), IndexConfig(), model.runtime)
 
 
 @flow(name="build-own-index", validate_parameters=True)

@@ -48,7 +48,7 @@ def compose(
         imported: what the files do not say of themselves.
         model: the base model.
     """
-    profile, runtime = model.resolve(), model.runtime
+    profile, runtime = model.resolve(search=True, judge=True), model.runtime
     merging, strengths = merge.resolve(profile, len(compose))
     there = taken_in(compose, profile, imported.stated())
     wanted = {name: (concepts.load(name),) for name in compose if name not in there}

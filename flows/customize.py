@@ -36,6 +36,13 @@ def prepared(
     return augmented(concept, regularization, profile, augment.resolve(profile, method), runtime)
 
 
+def regularized(train: TrainOptions, retrieve: RetrieveOptions, profile: Profile) -> RetrieveOptions:
+    """The options of retrieval, without images where their loss has no weight."""
+    if train.resolve(profile).prior_weight == 0:
+        return retrieve.model_copy(update={"regularization": "none"})
+    return retrieve
+
+
 def taught(
     wanted: tuple[Concept, ...],
     profile: Profile,
@@ -46,9 +53,7 @@ def taught(
     runtime: Runtime,
 ) -> Artifact:
     """The delta of one concept, or of several trained together or one after the other."""
-    config = train.resolve(profile)
-    if config.prior_weight == 0:
-        retrieve = retrieve.model_copy(update={"regularization": "none"})
+    config, retrieve = train.resolve(profile), regularized(train, retrieve, profile)
     if retrieve.resolve(profile, train.method).regularization == "none":
         config = config.model_copy(update={"prior_weight": 0.0})
     sets = tuple(prepared(one, profile, train.method, retrieve, augment, runtime) for one in wanted)
@@ -84,7 +89,9 @@ def customize(
         augment: the views of the pictures.
         model: the base model.
     """
-    profile, runtime = model.resolve(), model.runtime
+    named = model.named()
+    images = regularized(train, retrieve, named).resolve(named, train.method).regularization
+    profile, runtime = model.resolve(search=images == "retrieved", judge=True), model.runtime
     method = methods.get(train.method)
     names = (concept, *also)
     together = evaluate.together(len(names)) if also else ()

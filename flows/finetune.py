@@ -45,7 +45,7 @@ def finetune(
         train: the method and its settings.
         model: the profile.
     """
-    profile = model.resolve(clip=False)
+    profile = model.resolve()
     examples = chosen("training_set", training_set, concept, profile)
     before = chosen("delta", parent, concept, profile) if parent else None
     wanted = methods.get(train.method).words(concepts.load(concept))

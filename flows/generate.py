@@ -39,7 +39,7 @@ def generate(
         delta: a delta's key; empty takes Custom Diffusion's longest training of the concept, of those the newest.
         model: the profile.
     """
-    profile = model.resolve(clip=False)
+    profile = model.resolve()
     asked = concepts.load(concept)
     stated = concepts.read_prompts(prompts_file.parent, prompts_file.name) if prompts_file else tuple(prompts)
     wanted = stated or asked.prompts

@@ -25,6 +25,17 @@ def chosen(kind: str, key: str | None, concept: str, profile: Profile) -> Artifa
     return store().get(kind, key) if key else store().newest(kind, concept=concept, profile=profile.name)
 
 
+def regularization_of(concept: Concept, key: str | None, profile: Profile) -> Artifact:
+    """Return the regularization images with this key, or the newest of the class prompt: concepts that have one share them.
+
+    Raises:
+        StoreError: if there are none.
+    """
+    if key:
+        return store().get("regularization", key)
+    return store().newest("regularization", inputs={"class_prompt": concept.class_prompt}, profile=profile.name)
+
+
 def taken(name: str, profile: Profile) -> Artifact:
     """Return a delta by the concept's name (the one that it stands for) or by its key.
 

@@ -42,7 +42,7 @@ def merge(
         imported: what the files do not say of themselves.
         model: the profile.
     """
-    profile = model.resolve(clip=False)
+    profile = model.resolve()
     config, strengths = merge.resolve(profile, len(deltas))
     there = taken_in(deltas, profile, imported.stated())
     parts = tuple(there[one] if one in there else taken(one, profile) for one in deltas)

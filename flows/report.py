@@ -36,7 +36,7 @@ def report(concept: ConceptName = "cat", metrics: str | None = None, model: Mode
         metrics: a metrics artifact's key; empty takes the newest of the concept.
         model: the profile.
     """
-    profile = model.resolve(clip=False)
+    profile = model.resolve()
     evaluation = chosen("metrics", metrics, concept, profile)
     recipe = store().manifest(evaluation).recipe
     chain = store().lineage(evaluation)

@@ -13,7 +13,7 @@ from customdiff_core.config import Device
 from customdiff_core.devices import resolve_device
 from customdiff_core.profiles import EncoderSource
 from customdiff_core.retrieval.metadata import Vectors
-from customdiff_core.weights import encoder_files, require_encoder
+from customdiff_core.weights import encoder_files, tagged_weights
 
 Item = TypeVar("Item")
 
@@ -67,8 +67,15 @@ def _load(source: EncoderSource) -> tuple[Any, Any, Any]:
     import open_clip
 
     if source.path is None:
-        require_encoder(source)
-        model, _, preprocess = open_clip.create_model_and_transforms(source.model, pretrained=source.tag)
+        trained = open_clip.get_pretrained_cfg(source.model, source.tag)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            source.model,
+            pretrained=str(tagged_weights(source)),
+            # open_clip only warns where a tag's activation is not its model's; OpenAI's CLIPs are QuickGELU's.
+            force_quick_gelu=bool(trained.get("quick_gelu")),
+            image_mean=trained.get("mean"),
+            image_std=trained.get("std"),
+        )
         return model, preprocess, open_clip.get_tokenizer(source.model)
     config_path, weights = encoder_files(source)
     config = json.loads(config_path.read_text())

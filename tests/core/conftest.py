@@ -88,3 +88,22 @@ def dog_delta(chain) -> Artifact:
     views = AugmentConfig(resolution=64, views=6)
     training_set = augment(dog, chain.regularization, chain.profile, views, store=chain.store)
     return finetune((dog,), (training_set,), chain.profile, chain.finetune_config, store=chain.store)
+
+
+@pytest.fixture
+def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, dict[str, bytes]], None]:
+    """A local cache of the hub with nothing in it, and no leave to fetch; called, it gets what a download leaves."""
+    from huggingface_hub import constants
+
+    hub = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.delenv("CUSTOMDIFF_ALLOW_DOWNLOAD", raising=False)
+
+    def keep(repository: str, files: dict[str, bytes]) -> None:
+        folder = hub / f"models--{repository.replace('/', '--')}"
+        left = {"refs/main": b"revision"} | {f"snapshots/revision/{name}": data for name, data in files.items()}
+        for name, data in left.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+    return keep

@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from customdiff_core import profiles
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import EncoderSource, ModelSource, Profile
-from customdiff_core.weights import encoder_digest, model_digest, model_folder, require
+from customdiff_core.weights import encoder_digest, model_digest, model_folder, require, require_encoder, tagged_weights
+
+Hub = Callable[[str, dict[str, bytes]], None]
 
 
 @pytest.fixture
@@ -156,14 +159,6 @@ def test_the_embedded_profile_needs_nothing(openmoji: Profile):
     require(openmoji)
 
 
-@pytest.fixture
-def empty_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.delenv("CUSTOMDIFF_ALLOW_DOWNLOAD", raising=False)
-
-
 @pytest.mark.usefixtures("empty_hub")
 def test_weights_that_are_not_here_are_said_in_one_message():
     with pytest.raises(WeightsError) as error:
@@ -175,7 +170,11 @@ def test_weights_that_are_not_here_are_said_in_one_message():
         "16 GB (or 32 GB of RAM on a CPU), and about 10 minutes of training on one A100, a day on a CPU; "
         "give a local diffusers folder as `model.weights`, or set CUSTOMDIFF_ALLOW_DOWNLOAD=true"
     )
-    assert "CLIP weights: found no leave to fetch ViT-B-32/openai (about 600 MB" in said
+    assert (
+        "CLIP weights: found no ViT-B-32/openai on this machine (hub timm/vit_base_patch32_clip_224.openai, "
+        "open_clip_model.safetensors; about 600 MB, once), need it to search captions and to judge; set "
+        "CUSTOMDIFF_ALLOW_DOWNLOAD=true where the worker starts"
+    ) in said
     assert "retrieval index: found none, need a clip-retrieval folder" in said
     assert "validation images: found none, need a Parquet of 500 held-out images" in said
 
@@ -190,12 +189,25 @@ def test_only_what_is_missing_is_said(openmoji: Profile):
 
 
 @pytest.mark.usefixtures("empty_hub")
-def test_what_neither_searches_nor_judges_needs_no_clip(openmoji: Profile, tmp_path: Path):
+def test_only_what_a_run_needs_is_asked_for(openmoji: Profile, tmp_path: Path):
     (tmp_path / "cats.parquet").touch()
-    profile = profiles.get("sd14", model=openmoji.model.path, index=Path("/i"), validation=tmp_path / "cats.parquet")
-    require(profile, clip=False)
-    with pytest.raises(WeightsError, match="CLIP weights: found no leave to fetch"):
-        require(profile)
+    model = openmoji.model.path
+    require(profiles.get("sd14", model=model), search=False, judge=False)
+    with pytest.raises(WeightsError) as error:  # drawn regularization images, and an evaluation
+        require(profiles.get("sd14", model=model, validation=tmp_path / "cats.parquet"), search=False)
+    assert "CLIP weights" in str(error.value)
+    assert "retrieval index" not in str(error.value)
+    with pytest.raises(WeightsError) as error:
+        require(profiles.get("sd14", model=model, index=Path("/i")), judge=False)
+    assert "CLIP weights" in str(error.value)
+    assert "validation images" not in str(error.value)
+
+
+def test_a_clip_that_was_fetched_before_needs_no_leave(empty_hub: Hub):
+    empty_hub("timm/vit_base_patch32_clip_224.openai", {"open_clip_model.safetensors": b"weights"})
+    source = profiles.get("sd14").judge
+    require_encoder(source)
+    assert tagged_weights(source).read_bytes() == b"weights"
 
 
 @pytest.mark.usefixtures("empty_hub")

@@ -1,5 +1,7 @@
 """`prefect deployment run customize/cat`, really: server, worker, index, training, evaluation, report."""
 
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from customdiff_core import concepts, profiles, tables
 from customdiff_core.config import Runtime
 from customdiff_core.finetuning.finetune import finetune
 
-from .conftest import BRIEF, SMALL, Stack, until
+from .conftest import BRIEF, PATIENCE, REPOSITORY, SMALL, Stack, until
 
 pytestmark = pytest.mark.e2e
 KILLED = {"steps": 120, "seed": 7, "batch_size": 2}
@@ -115,6 +117,41 @@ def test_overlapping_runs_make_each_stage_once(stack: Stack, first_run: dict[str
         made = [one for one in stack.store.manifests(kind) if one.recipe.labels.get("concept") == "house"]
         assert len(made) == 1, kind
     assert {stack.task_states(run)["build-index"] for run in runs} == {"Cached"}
+
+
+def test_one_heavy_computation_at_a_time(stack: Stack, first_run: dict[str, Any], tmp_path: Path) -> None:
+    """Whoever asks for the slot while another holds it waits."""
+    code = """
+import sys, time
+from pathlib import Path
+from tasks.slots import gpu_slot
+name, log, asking = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+def say(what):
+    with log.open("a") as file:
+        file.write(f"{name} {what}\\n")
+if name == "second":
+    asking.touch()
+with gpu_slot():
+    say("has it")
+    while not asking.exists():
+        time.sleep(0.1)
+    time.sleep(2)
+    say("gives it back")
+"""
+    log, asking = tmp_path / "log", tmp_path / "asking"
+    command = [sys.executable, "-c", code]
+
+    def begun(name: str) -> subprocess.Popen[bytes]:
+        arguments = [*command, name, str(log), str(asking)]
+        return subprocess.Popen(arguments, cwd=REPOSITORY, env=stack.environment)
+
+    first = begun("first")
+    until(log.exists, "the first to have the slot")
+    second = begun("second")
+    assert (first.wait(PATIENCE), second.wait(PATIENCE)) == (0, 0)
+    assert log.read_text().splitlines() == [
+        f"{name} {what}" for name in ("first", "second") for what in ("has it", "gives it back")
+    ]
 
 
 def test_one_draws_ones_own_prompts(stack: Stack, first_run: dict[str, Any]) -> None:
