@@ -168,7 +168,7 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
     entries = [entry for source in sources for entry in read(source)]
     pairs = [entry for entry in entries if isinstance(entry, PublishedPair)]
     singles = [entry for entry in entries if isinstance(entry, Published)]
-    every = {one.name: one for one in [*(one for pair in pairs for one in pair.concepts), *singles]}
+    every = _named([*(one for pair in pairs for one in pair.concepts), *singles])
     chosen = _initializers(list(every), [[one.name for one in pair.concepts] for pair in pairs], initializer_tokens)
     written = [lay_out(one, data / "concepts", f"<{_token(one.name)}>", chosen[one.name]) for one in every.values()]
     together: list[dict[str, Any]] = []
@@ -185,6 +185,24 @@ def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer
     protocol.parent.mkdir(parents=True, exist_ok=True)
     protocol.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return [*written, protocol]
+
+
+def _named(found: Sequence[Published]) -> dict[str, Published]:
+    """Each concept once, by its name; of several entries the last.
+
+    Raises:
+        ConceptError: where two concepts have one name, and so would have one folder.
+    """
+    every: dict[str, Published] = {}
+    for one in found:
+        other = every.setdefault(one.name, one)
+        if (other.pictures.resolve(), other.category) != (one.pictures.resolve(), one.category):
+            raise ConceptError(
+                f"list of concepts: found the name {one.name} for {other.pictures} ({other.category}) and for {one.pictures} "
+                f"({one.category}), need one for each; rename one of the folders"
+            )
+        every[one.name] = one
+    return every
 
 
 def _initializers(names: Sequence[str], pairs: Sequence[Sequence[str]], words: Sequence[str]) -> dict[str, str]:

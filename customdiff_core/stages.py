@@ -1,7 +1,7 @@
 """The recipe of each stage: which inputs, settings, code and libraries decide its result. Imports no tensor library."""
 
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from customdiff_core.world.drawings import load_drawings
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
+FREE = ("steps", "seed", "preview_prompts", "preview_every")  # in which trainings with a profile's settings may differ
 TOGETHER_TEMPLATE = PACKAGE / "evaluation" / "report_together.html.jinja"
 
 
@@ -156,7 +157,8 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
     """Return the delta that a concept's name alone stands for.
 
     Of Custom Diffusion's trainings of it on this base model, with regularization, the longest, and of those the newest: no
-    benchmark's quick look or ablation, nor what was trained on a base model that is no longer there.
+    benchmark's quick look or ablation, nor what was trained on a base model that is no longer there. Those with the profile's
+    settings come before others, such as a search's trials.
 
     Raises:
         StoreError: if there is none.
@@ -169,9 +171,14 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
             return False
         return recipe.inputs["model"] == model and recipe.config["prior_weight"] > 0
 
+    own = {name: value for name, value in settings(profile.training("custom-diffusion")).items() if name not in FREE}
+
+    def rank(one: Manifest) -> tuple[bool, int, datetime]:
+        config = one.recipe.config
+        return all(config.get(name) == value for name, value in own.items()), config["steps"], one.created
+
     fitting = [one for one in store.manifests("delta") if fits(one)]
-    longest = sorted(fitting, key=lambda one: (one.recipe.config["steps"], one.created), reverse=True)
-    found = store.first_whole(longest)
+    found = store.first_whole(sorted(fitting, key=rank, reverse=True))
     if found:
         return found
     raise StoreError(
@@ -301,7 +308,12 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
         }
         | _judges(profile),
         config=settings(config)
-        | {"prompts": list(concept.prompts), "noun": concept.noun, "category": concept.category},
+        | {
+            "prompts": list(concept.prompts),
+            "noun": concept.noun,
+            "category": concept.category,
+            "resolution": profile.augment.resolution,  # of the held-out scenes
+        },
         code=fingerprint("customdiff_core.evaluation.evaluate"),
         versions=versions("torch-fidelity", "scipy", "pandas", *CLIP_LIBRARIES, *TENSOR_LIBRARIES, *DRAWING_LIBRARIES),
         labels={"concept": concept.name, "profile": profile.name},

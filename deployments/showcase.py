@@ -19,7 +19,7 @@ from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.cli.bars import bars
 from customdiff_core.concepts import Concept
 from customdiff_core.evaluation.evaluate import evaluate
-from customdiff_core.evaluation.results import PromptRow, compare, interval, number, side_by_side
+from customdiff_core.evaluation.results import Comparison, PromptRow, compare, interval, number, picture, side_by_side
 from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 from deployments import ceiling
@@ -56,7 +56,9 @@ def main(
 def grid(concept: Concept, rows: list[PromptRow]) -> Image.Image:
     """What it was taught with, above the first prompts and seeds: base model to the left of each pair, V* to the right."""
     tiles = [tile(row, concept.modifier_token) for row in rows]
-    taught = figures.montage([concept.read(one) for one in concept.images], len(concept.images), SIDE, gap=GAP)
+    taught = figures.montage(
+        [picture(concept, one, "images") for one in concept.images], len(concept.images), SIDE, gap=GAP
+    )
     width, height = tiles[0].size
     top = 2 * LINE + SIDE + 14
     size = COLUMNS * (width + APART) - APART, top + LINE + -(-len(tiles) // COLUMNS) * (height + BELOW) - BELOW
@@ -76,12 +78,12 @@ def tile(row: PromptRow, token: str) -> Image.Image:
     """One prompt: its words above both strips of pictures."""
     strips = [figures.montage(pngs, SEEDS, SIDE, gap=GAP) for pngs in (row.base, row.customized)]
     width, height = strips[0].size
-    picture = Image.new("RGB", (2 * width + BETWEEN, height + LINE), "white")
+    sheet = Image.new("RGB", (2 * width + BETWEEN, height + LINE), "white")
     for place, (strip, prompt) in enumerate(zip(strips, (row.base_prompt, row.prompt), strict=True)):
         left = place * (width + BETWEEN)
-        figures.write(picture, (left, 1), prompt.replace(token, "V*"), width)
-        picture.paste(strip, (left, LINE), strip)
-    return picture
+        figures.write(sheet, (left, 1), prompt.replace(token, "V*"), width)
+        sheet.paste(strip, (left, LINE), strip)
+    return sheet
 
 
 def table(metrics: Artifact, store: Store) -> Iterator[str]:
@@ -103,15 +105,24 @@ def summary(measured: dict[str, Artifact], store: Store) -> Iterator[str]:
         concept = concepts.load(name)
         known = name in ceiling.makers().SUBJECTS
         best = ceiling.measure(concept, ceiling.through_vae(ceiling.true(concept)), store) if known else {}
-        cells = [f"{found[one].base.value:.2f} → {found[one].customized.value:.2f}" for one in SHARES]
-        if best:
-            cells = [f"{cell} / {best[title]:.2f}" for cell, title in zip(cells, SHARES.values(), strict=True)]
-        for one, title in CHANGES.items():
-            change = found[one].difference
-            if change:
-                room = f" / {number(best[title] - found[one].base.value, signed=True)}" if best else ""
-                cells.append(f"{number(change.value, signed=True)} ({interval(change, signed=True)}){room}")
+        shares = [_share(found.get(one), best.get(title)) for one, title in SHARES.items()]
+        cells = [*shares, *(_change(found.get(one), best.get(title)) for one, title in CHANGES.items())]
         yield f"| [{name}](docs/{name}.webp) | {' | '.join(cells)} |"
+
+
+def _share(found: Comparison | None, best: float | None) -> str:
+    """A share before and after, and of true drawings; a dash where a concept has no pictures for it."""
+    if found is None:
+        return "–"
+    return f"{found.base.value:.2f} → {found.customized.value:.2f}" + (f" / {best:.2f}" if best is not None else "")
+
+
+def _change(found: Comparison | None, best: float | None) -> str:
+    """A paired difference, and what true drawings would change."""
+    if found is None or found.difference is None:
+        return "–"
+    room = f" / {number(best - found.base.value, signed=True)}" if best is not None else ""
+    return f"{number(found.difference.value, signed=True)} ({interval(found.difference, signed=True)}){room}"
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from customdiff_core.compression import compress
 from customdiff_core.concepts import Concept
 from customdiff_core.config import CompressConfig
 from customdiff_core.evaluation.evaluate import evaluate
-from customdiff_core.evaluation.results import compare, interval, number, side_by_side
+from customdiff_core.evaluation.results import compare, interval, number, picture, side_by_side
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import load_components
 from customdiff_core.pipeline import Pipeline
@@ -85,9 +85,8 @@ def table(made: dict[str, tuple[Concept, Artifact]], metrics: dict[str, Artifact
         size = (store.path(delta) / deltas.FILE).stat().st_size / 1e6
         found = {one.metric: one for one in compare(tables.read(store, metrics[name], "metrics"))}
         cells = [
-            f"{number(found[one].customized.value)} ({interval(found[one].customized)})"
+            f"{number(found[one].customized.value)} ({interval(found[one].customized)})" if one in found else "–"
             for one in METRICS
-            if one in found
         ]
         yield f"| {name} | {trained:,} | {size:.2f} MB | {'as it was' if same else 'CHANGED'} | {' | '.join(cells)} |"
 
@@ -112,7 +111,9 @@ def grid(concept: Concept, metrics: dict[str, Artifact], store: Store) -> Image.
     """The concept's pictures, then a row a method: the first prompts and seeds, base model above the others."""
     rows = {name: side_by_side(one, store, SEEDS)[:PROMPTS] for name, one in metrics.items()}
     first = next(iter(rows.values()))
-    strips = {f"taught with ({concept.title})": [concept.read(one) for one in concept.images][: PROMPTS * SEEDS]}
+    strips = {
+        f"taught with ({concept.title})": [picture(concept, one, "images") for one in concept.images][: PROMPTS * SEEDS]
+    }
     strips |= {"base model": [png for row in first for png in row.base]}
     strips |= {name: [png for row in shown for png in row.customized] for name, shown in rows.items()}
     apart = (SIDE + 2) * SEEDS

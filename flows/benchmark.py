@@ -45,7 +45,7 @@ def benchmark(
     index = indexed(profile, IndexConfig(), runtime)
 
     outcomes = measured(plan(chosen, when), chosen, index, profile, runtime)
-    before = tasks.benchmark.before(chosen, when)
+    before = tasks.benchmark.before(chosen, when, profile)
     table = tasks.benchmark.tabulate(outcomes, chosen, when, before, profile)
     page = tasks.benchmark.report(table, chosen, profile)
     publish.benchmarked(table, page, chosen)

@@ -87,11 +87,11 @@ def scheduled_night() -> date:
     return min(moments, default=datetime.now(UTC)).astimezone(UTC).date()
 
 
-def before(protocol: Protocol, night: date) -> tuple[Artifact, ...]:
+def before(protocol: Protocol, night: date, profile: Profile) -> tuple[Artifact, ...]:
     """The benchmarks of the nights before."""
     from customdiff_core.benchmark.history import earlier
 
-    return earlier(protocol, night, store())
+    return earlier(protocol, night, profile, store())
 
 
 def tidy(benchmark: Artifact, protocol: Protocol) -> None:

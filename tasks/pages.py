@@ -26,6 +26,7 @@ from customdiff_core.benchmark.report import lines as benchmark_lines
 from customdiff_core.benchmark.search import Search
 from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
+from customdiff_core.evaluation.report import is_drawn
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views, when
 from customdiff_core.lineage import Lineage, lineage_of
 from customdiff_core.merging.account import remarks
@@ -100,7 +101,14 @@ def retrieved(concept: Concept, regularization: Artifact, here: Store) -> str:
             f"All of them, in order of similarity:\n\n{image(everything, 'All regularization images')}"
         )
 
-    return _page("Regularization images", regularization, here, body)
+    def drawn(side: int) -> str:
+        everything = figures.image_uri(figures.montage(table["image"].tolist(), 20, side // 2))
+        return (
+            f"{len(table)} images that the base model itself drew for “{escape(concept.class_prompt)}”:\n\n"
+            f"{image(everything, 'All regularization images')}"
+        )
+
+    return _page("Regularization images", regularization, here, drawn if is_drawn(regularization, here) else body)
 
 
 def too_few(concept: Concept, error: TooFewImagesError) -> str:
@@ -276,6 +284,11 @@ def reported(concepts: tuple[Concept, ...], report: Artifact, here: Store) -> st
     return _page("Report", report, here, lambda _: f"[The whole story of {titles}]({url})\n\nThe file: `{path}`")
 
 
+def _cost(value: float | None, unit: float, digits: int) -> str:
+    """A cost in its unit; a dash where no training of the row knows it, such as the memory of one that was taken up again."""
+    return "–" if value is None else f"{value / unit:.{digits}f}"
+
+
 def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
     """The claims with their verdicts, the claim table beside the paper's figures, costs, pictures, drift, and what failed."""
     night = night_of(benchmark, here)
@@ -294,7 +307,7 @@ def benchmarked(benchmark: Artifact, report: Artifact, here: Store) -> str:
     spent = [
         (
             escape(line.title),
-            *(f"{line.costs[name] / unit:.{digits}f}" for name, unit, digits in COSTS_SHOWN),
+            *(_cost(line.costs.get(name), unit, digits) for name, unit, digits in COSTS_SHOWN),
             f"{100 * line.costs['trained_share']:.2f} %",
         )
         for line in lines

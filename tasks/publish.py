@@ -8,7 +8,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -37,74 +37,77 @@ PATIENCE_SECONDS = 60.0  # until the next try, when the server did not answer: i
 def indexed(index: Artifact) -> None:
     """Show what the retrieval index holds."""
     here = store()
-    _send(f"{here.manifest(index).recipe.labels['profile']}-index", pages.indexed(index, here))
+    _send(f"{here.manifest(index).recipe.labels['profile']}-index", lambda: pages.indexed(index, here))
 
 
 def built(folder: Path) -> None:
     """Show what an index folder of one's own holds, and how to use it."""
-    _send("build-own-index", pages.built(folder))
+    _send("build-own-index", lambda: pages.built(folder))
 
 
 def retrieved(concept: Concept, regularization: Artifact) -> None:
     """Show the regularization images."""
-    _send(f"{concept.name}-retrieve", pages.retrieved(concept, regularization, store()))
+    _send(f"{concept.name}-retrieve", lambda: pages.retrieved(concept, regularization, store()))
 
 
 def too_few(concept: Concept, error: TooFewImagesError) -> None:
     """Show how far a retrieval came."""
-    _send(f"{concept.name}-retrieve", pages.too_few(concept, error))
+    _send(f"{concept.name}-retrieve", lambda: pages.too_few(concept, error))
 
 
 def augmented(concept: Concept, training_set: Artifact) -> None:
     """Show augmented views."""
-    _send(f"{concept.name}-augment", pages.augmented(concept, training_set, store()))
+    _send(f"{concept.name}-augment", lambda: pages.augmented(concept, training_set, store()))
 
 
 def finetuned(concepts: tuple[Concept, ...], delta: Artifact) -> None:
     """Show the losses, the previews and how far the weights moved."""
-    _send(f"{'-'.join(one.name for one in concepts)}-finetune", pages.finetuned(concepts, delta, store()))
+    _send(f"{'-'.join(one.name for one in concepts)}-finetune", lambda: pages.finetuned(concepts, delta, store()))
 
 
 def merged(delta: Artifact, left_out: Sequence[str] = ()) -> None:
     """Show a merge's errors, the words that are no constraints, and what nothing after it will show; the log says that too."""
     for line in left_out:
         _logger().warning("%s", line)
-    _send("merge", pages.merged(delta, left_out, store()))
+    _send("merge", lambda: pages.merged(delta, left_out, store()))
 
 
 def evaluated_together(concepts: tuple[Concept, ...], together: Artifact) -> None:
     """Show several concepts in one picture, by every model."""
-    _send(f"{'-'.join(one.name for one in concepts)}-evaluate", pages.evaluated_together(concepts, together, store()))
+    _send(
+        f"{'-'.join(one.name for one in concepts)}-evaluate",
+        lambda: pages.evaluated_together(concepts, together, store()),
+    )
 
 
 def evaluated(concept: Concept, metrics: Artifact) -> None:
     """Show both models side by side, and the figures."""
-    _send(f"{concept.name}-evaluate", pages.evaluated(concept, metrics, store()))
+    _send(f"{concept.name}-evaluate", lambda: pages.evaluated(concept, metrics, store()))
 
 
 def reported(concepts: tuple[Concept, ...], report: Artifact) -> None:
     """Link the report."""
-    _send(f"{'-'.join(one.name for one in concepts)}-report", pages.reported(concepts, report, store()))
+    _send(f"{'-'.join(one.name for one in concepts)}-report", lambda: pages.reported(concepts, report, store()))
 
 
 def benchmarked(benchmark: Artifact, report: Artifact, protocol: Protocol) -> None:
     """Show a night's claims and table, and link its page."""
-    _send(f"benchmark-{protocol.name}", pages.benchmarked(benchmark, report, store()))
+    _send(f"benchmark-{protocol.name}", lambda: pages.benchmarked(benchmark, report, store()))
 
 
 def searched(search: Artifact, wanted: Search) -> None:
     """Show a search's trials, the chosen one and its test."""
-    _send(f"search-{wanted.name}", pages.searched(search, wanted, store()))
+    _send(f"search-{wanted.name}", lambda: pages.searched(search, wanted, store()))
 
 
 def generated(samples: Artifact, known: Lineage) -> None:
     """Show drawn prompts, and what their places stand for."""
-    _send("generate", pages.generated(samples, known, store()))
+    _send("generate", lambda: pages.generated(samples, known, store()))
 
 
 def pretrained(model: Artifact, figures: Artifact) -> None:
     """Show a base model's figures and what it draws."""
-    _send("pretrain-openmoji", pages.pretrained(model, figures, store()))
+    _send("pretrain-openmoji", lambda: pages.pretrained(model, figures, store()))
 
 
 @contextmanager
@@ -162,14 +165,14 @@ class _Bar:
         self._update_at = time.monotonic() + wait
 
 
-def _send(key: str, markdown: str) -> None:
+def _send(key: str, page: Callable[[], str]) -> None:
     with _tolerated(key):
-        create_markdown_artifact(markdown, key=_key(key))
+        create_markdown_artifact(page(), key=_key(key))
 
 
 @contextmanager
 def _tolerated(what: str) -> Generator[None]:
-    """Log what the server would not take, and go on: the UI is a view of the work and not the work."""
+    """Log what could not be built, or the server would not take, and go on: the UI is a view of the work and not the work."""
     try:
         yield
     except Exception as error:

@@ -58,7 +58,9 @@ def metrics_table(confidence_half: float = 0.1) -> pd.DataFrame:
 
 def history(steps: int = 40) -> pd.DataFrame:
     losses = np.random.default_rng(0).random((steps, 2))
-    return pd.DataFrame({"step": range(1, steps + 1), "instance_loss": losses[:, 0], "prior_loss": losses[:, 1]})
+    return pd.DataFrame(
+        {"step": range(1, steps + 1), "instance_loss": losses[:, 0], "prior_loss": losses[:, 1], "seconds": 0.2}
+    )
 
 
 def index(store: Store) -> Artifact:
@@ -73,7 +75,7 @@ def index(store: Store) -> Artifact:
     return _make(store, "index", {"scenes": 5, "seed": 0}, produce, {"profile": "openmoji"})
 
 
-def regularization(store: Store, count: int = 30) -> Artifact:
+def regularization(store: Store, count: int = 30, *, drawn: bool = False) -> Artifact:
     rows = [
         {
             "url": LINK if number else "javascript:1",
@@ -83,6 +85,8 @@ def regularization(store: Store, count: int = 30) -> Artifact:
         }
         for number in range(count)
     ]
+    if drawn:
+        return table(store, "regularization", {"regularization": "generated", "count": count}, regularization=rows)
     tables = {"regularization": rows, "candidates": candidates(count), "attempts": attempts(count)}
     return table(store, "regularization", {"count": count, "min_similarity": 0.8}, **tables)
 

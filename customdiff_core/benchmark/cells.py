@@ -51,7 +51,8 @@ def training_seed(seed: int, first: str) -> int:
     """The seed of a cell's training whose first concept is this one.
 
     Trainings of different concepts share no draw, so that an interval may take them as independent; in every row a concept
-    has the same, so that a part of a merge is the training of that concept alone.
+    has the same, so that a part of a merge is the training of that concept alone. Where groups share a concept, as three of the
+    paper's five pairs do with another, their merges share that training: of five such pairs an interval of 95 % has 88 %.
     """
     return seed_of("training", seed, first) % 2**31
 

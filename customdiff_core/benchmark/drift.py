@@ -80,7 +80,7 @@ def drift(cells: Any, night: str) -> list[tables.Row]:
 def _series(cells: Any, metric: str, night: str) -> Any:
     """A row's value by night, up to this one."""
     known = cells.dropna(subset=[metric])
-    nights = {str(when): measured(part) for when, part in known.groupby("night")}
+    nights = {str(when): (measured(part), len(part)) for when, part in known.groupby("night")}
     same = [when for when, found in nights.items() if found == nights.get(night) and when <= night]
     return known[known["night"].isin(same)].groupby("night")[metric].mean().sort_index()
 

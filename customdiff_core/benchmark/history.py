@@ -12,6 +12,7 @@ from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.profiles import Profile
 from customdiff_core.recipes import Recipe, digest_of
 
 KIND = "benchmark"
@@ -32,12 +33,13 @@ COSTS = ("seconds", "memory", "bytes", "trained_share")  # of a customized model
 LOWER_IS_BETTER = frozenset({"kid"})
 
 
-def earlier(protocol: Protocol, night: date, store: Store) -> tuple[Artifact, ...]:
+def earlier(protocol: Protocol, night: date, profile: Profile, store: Store) -> tuple[Artifact, ...]:
     """The benchmarks of the nights before this one, oldest first; of a night that was run again, the last.
 
-    Nights of which something was stated beside the protocol are none of its history, nor the protocol's of theirs.
+    Nights of another profile's base model, and those of which something was stated beside the protocol, are none of its
+    history, nor the protocol's of theirs.
     """
-    labels = {"protocol": protocol.name, "stated": protocol.stated}
+    labels = {"protocol": protocol.name, "stated": protocol.stated, "profile": profile.name}
     nights: dict[str, list[Manifest]] = {}
     for one in store.manifests(KIND):
         if labels.items() <= one.recipe.labels.items() and one.recipe.labels["night"] < night.isoformat():

@@ -25,7 +25,7 @@ from customdiff_core.evaluation.alignment import Scores, image_alignment, neares
 from customdiff_core.evaluation.identity import identity
 from customdiff_core.evaluation.intervals import crossed_interval, grid_of, of_share
 from customdiff_core.evaluation.judge import Judge
-from customdiff_core.evaluation.kid import jackknife, kid
+from customdiff_core.evaluation.kid import jackknife, kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.finetuning import methods
 from customdiff_core.merging.join import join
@@ -192,14 +192,15 @@ class Work:
         rows: list[tables.Row] = []
         for metric, part in scores.groupby("metric", sort=False):
             grid = grid_of(part)
-            low, high = crossed_interval(grid[None], self.config.confidence)
-            value = centre = float(grid.mean())
-            count = grid.size
+            config = self.config
             if metric == "kid":
-                features, config = self._kid_features(samples), self.config
+                features = self._kid_features(samples)
                 value, count = kid(*features, config.kid_subset_size, config.kid_subsets), len(features[0])
-            low, high = (end + value - centre for end in (low, high))
-            low, high = of_share(str(metric), low, high, len(grid), self.config.confidence)
+                low, high = kid_interval(value, grid.ravel(), config.confidence)
+            else:
+                value, count = float(grid.mean()), grid.size
+                ends = crossed_interval(grid[None], config.confidence)
+                low, high = of_share(str(metric), value, ends, (count, len(grid)), config.confidence)
             ends = {"ci_low": low, "ci_high": high}
             extractor = self.judge.extractor(str(metric))
             rows.append({"metric": metric, "extractor": extractor, "value": value, **ends, "n": count})

@@ -98,7 +98,7 @@ class Evidence:
     def change(self, metric: str, row: str, since: str) -> Figure | None:
         """A row's mean of this night less that of an earlier one; None where they did not measure the same thing, or only once.
 
-        Trained with the same code from other seeds, the two differ by chance alone: that is the noise floor.
+        The code and its libraries may have changed between them. Where they did not, the two differ by chance alone.
         """
 
         def both() -> list[dict[str, Any]]:
@@ -161,7 +161,8 @@ class Evidence:
         confidence = 1 - (1 - self.confidence) / tests
         low, high = pooled_interval(known, confidence)
         shift = value - float(shaped.mean())  # KID's is torch-fidelity's, over random subsets; the interval's is exact
-        ends = of_share(metric, low + shift, high + shift, shaped.shape[2], confidence, difference=len(parts) > 1)
+        ends, size = (low + shift, high + shift), (shaped.size, shaped.shape[2])
+        ends = of_share(metric, value, ends, size, confidence, difference=len(parts) > 1)
         return Figure(value, *ends, *shaped.shape)
 
 

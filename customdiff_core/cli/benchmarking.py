@@ -33,14 +33,16 @@ def table(
     page: Annotated[
         Path | None, typer.Option(help="A file in which the table between its two marks is renewed.")
     ] = None,
+    profile: Annotated[str, typer.Option("--profile", "-p", help="Of the base model.")] = "openmoji",
 ) -> None:
-    """Write the newest benchmark's or search's table as Markdown, from its Parquet files."""
+    """Write a profile's newest benchmark or search as a Markdown table, from its Parquet files."""
     from customdiff_core.benchmark import search
     from customdiff_core.marks import renew
 
     with told():
         store = Store()
-        kind, text = ("search", _trials(name, store)) if name in search.names() else ("benchmark", _night(name, store))
+        kind, read = ("search", _trials) if name in search.names() else ("benchmark", _night)
+        text = read(name, profile, store)
         if page is None:
             console.print(text, markup=False, soft_wrap=True)
             return
@@ -48,14 +50,14 @@ def table(
         console.print(f"{page}: renewed", markup=False)
 
 
-def _night(name: str, store: Store) -> str:
+def _night(name: str, profile: str, store: Store) -> str:
     from customdiff_core.benchmark.report import markdown, night_of
 
-    newest = store.newest("benchmark", protocol=name, stated="")
+    newest = store.newest("benchmark", protocol=name, stated="", profile=profile)
     return f"Night of {night_of(newest, store)}, protocol `{name}`:\n\n{markdown(newest, store)}"
 
 
-def _trials(name: str, store: Store) -> str:
+def _trials(name: str, profile: str, store: Store) -> str:
     from customdiff_core.benchmark.conclude import markdown
 
-    return markdown(store.newest("search", search=name), store)
+    return markdown(store.newest("search", search=name, profile=profile), store)

@@ -15,7 +15,7 @@ from customdiff_core.evaluation.alignment import image_alignment, nearest_simila
 from customdiff_core.evaluation.identity import identity
 from customdiff_core.evaluation.intervals import crossed_interval, grid_of, of_share
 from customdiff_core.evaluation.judge import Judge
-from customdiff_core.evaluation.kid import kid, kid_interval
+from customdiff_core.evaluation.kid import jackknife, kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, part_of, silent
@@ -126,9 +126,10 @@ def _alignment_rows(scores: pd.DataFrame, judge: Judge, config: EvaluateConfig) 
     for metric, grids in grids_of(scores):
         grids["difference"] = grids["customized"] - grids["base"]
         for subject, grid in grids.items():
-            low, high = crossed_interval(grid[None], config.confidence)
-            low, high = of_share(metric, low, high, len(grid), config.confidence, difference=subject == "difference")
-            rows.append(_row(subject, metric, judge, float(grid.mean()), low, high, grid.size))
+            value, ends = float(grid.mean()), crossed_interval(grid[None], config.confidence)
+            size = grid.size, len(grid)
+            ends = of_share(metric, value, ends, size, config.confidence, difference=subject == "difference")
+            rows.append(_row(subject, metric, judge, value, ends, grid.size))
     return rows
 
 
@@ -146,18 +147,25 @@ def _kid_rows(
 ) -> list[tables.Row]:
     """KID of both models on the category's held-out captions; the difference says what customization forgot."""
     true = judge.kid_features(tables.read(store, real, "validation", ["image"])["image"].tolist())
-    rows: list[tables.Row] = []
+    values: dict[str, float] = {}
+    scores: dict[str, npt.NDArray[np.float64]] = {}
     for subject in SUBJECTS:
         drawn = judge.kid_features(
             tables.read(store, samples[f"kid_{subject}"], "samples", ["image"])["image"].tolist()
         )
-        value = kid(drawn, true, config.kid_subset_size, config.kid_subsets)
-        low, high = kid_interval(value, drawn, true, config.confidence)
-        rows.append(_row(subject, "kid", judge, value, low, high, len(drawn)))
-    return rows
+        values[subject] = kid(drawn, true, config.kid_subset_size, config.kid_subsets)
+        scores[subject] = jackknife(drawn, true)
+    # Paired: both drew the same captions from the same noise.
+    values["difference"] = values["customized"] - values["base"]
+    scores["difference"] = scores["customized"] - scores["base"]
+    return [
+        _row(subject, "kid", judge, value, kid_interval(value, scores[subject], config.confidence), len(true))
+        for subject, value in values.items()
+    ]
 
 
-def _row(subject: str, metric: str, judge: Judge, value: float, low: float, high: float, n: int) -> tables.Row:
+def _row(subject: str, metric: str, judge: Judge, value: float, ends: tuple[float, float], n: int) -> tables.Row:
+    low, high = ends
     return {
         "subject": subject,
         "metric": metric,

@@ -16,12 +16,12 @@ from scipy import ndimage
 
 from customdiff_core import images
 from customdiff_core.concepts import Concept
-from customdiff_core.evaluation.judge import Judge
+from customdiff_core.evaluation.judge import BY_COLOUR, Judge
 
 Vectors = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
 
-RATES = ("recognised", "recognised_by_colour")  # by the judge and by the colours; 0 or 1 an image
+RATES = ("recognised", BY_COLOUR)  # by the judge and by the colours; 0 or 1 an image
 
 SIDE = 64  # pixels to which pictures are brought before their colours are counted
 RING = 4  # pixels of border that say what the background is

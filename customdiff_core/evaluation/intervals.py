@@ -12,24 +12,53 @@ and takes Student's t with Satterthwaite's degrees of freedom. A percentile boot
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.special import stdtrit
+from scipy.special import betaincinv, ndtri, stdtrit
 
 Scores = npt.NDArray[np.float64]
 SHARES = frozenset({"recognised", "recognised_by_colour", "all_present"})  # metrics that are 0 or 1 an image
 
 
 def of_share(
-    metric: str, low: float, high: float, prompts: int, confidence: float, *, difference: bool = False
+    metric: str,
+    value: float,
+    ends: tuple[float, float],
+    size: tuple[int, int],
+    confidence: float,
+    *,
+    difference: bool = False,
 ) -> tuple[float, float]:
-    """What normal theory does not know of a share of images, or of a difference of two: it ends at 0 and 1.
+    """The interval of a share of images, of which normal theory knows neither its ends nor how skewed it is near them.
 
-    Where all images agree, their variance says nothing: prompts of P without one exception leave 1 - (alpha / 2)^(1 / P)
-    for others (Clopper and Pearson, 1934). Intervals of other metrics are returned as they are.
+    Clopper's and Pearson's (1934) interval for as many independent images as would vary as these do, n = p (1 - p) (z / h)²
+    of a half-width h (Korn and Graubard, 1998). Where all agree, that is one a prompt. A difference of two shares keeps its
+    ends within -1 and 1, and is widened where all agree.
+
+    Args:
+        metric: of others than shares the ends are returned as they are.
+        value: the share p, or the difference.
+        ends: its interval by `crossed_interval` or `pooled_interval`.
+        size: how many images, and how many prompts.
+        confidence: that of the ends.
+        difference: of two shares, paired.
     """
     if metric not in SHARES:
-        return low, high
-    unseen = 1 - ((1 - confidence) / 2) ** (1 / prompts) if low == high else 0.0
-    return max(low - unseen, -1.0 if difference else 0.0), min(high + unseen, 1.0)
+        return ends
+    (low, high), (images, prompts), alpha = ends, size, 1 - confidence
+    if difference:
+        unseen = 1 - (alpha / 2) ** (1 / prompts) if low == high else 0.0
+        return max(low - unseen, -1.0), min(high + unseen, 1.0)
+    if value in (0.0, 1.0):
+        count = float(prompts)
+    elif low == high:
+        count = float(images)
+    else:
+        count = value * (1 - value) * (2 * float(ndtri(1 - alpha / 2)) / (high - low)) ** 2
+    count = min(max(count, 1.0), images)
+    hits = count * value
+    return (
+        float(betaincinv(hits, count - hits + 1, alpha / 2)) if hits > 0 else 0.0,
+        float(betaincinv(hits + 1, count - hits, 1 - alpha / 2)) if hits < count else 1.0,
+    )
 
 
 def grid_of(scores: pd.DataFrame, column: str = "value") -> Scores:

@@ -16,6 +16,8 @@ from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.weights import encoder_digest, inception_digest, vision_digest
 
+BY_COLOUR = "recognised_by_colour"
+
 
 @dataclass
 class Judge:
@@ -72,7 +74,9 @@ class Judge:
         return self._images(data, recipe, lambda: self.inception)
 
     def extractor(self, metric: str) -> str:
-        """Whose space a metric is measured in."""
+        """Whose space a metric is measured in; colours are counted, and no encoder's."""
+        if metric == BY_COLOUR:
+            return "colours"
         if metric == "kid":
             return self.profile.kid_extractor
         return self._dino_source.name if metric.startswith("dino") else self.profile.judge.name

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from customdiff_core.errors import EvaluationError
+from customdiff_core.evaluation.intervals import crossed_interval
 
 Features = npt.NDArray[np.floating[Any]]
 SCALE = 1e3
@@ -44,29 +45,25 @@ def kid(generated: Features, real: Features, subset_size: int, subsets: int, see
     return SCALE * float(result[KEY_METRIC_KID_MEAN])
 
 
-def kid_interval(
-    value: float, generated: Features, real: Features, confidence: float = 0.95, groups: int = 50
-) -> tuple[float, float]:
-    """Jackknife interval around a value of KID x 10^3, over groups of captions.
+def kid_interval(value: float, scores: npt.NDArray[np.float64], confidence: float = 0.95) -> tuple[float, float]:
+    """Interval around a value of KID x 10^3, or of a difference of two, by Student's t on its jackknife's pseudo-values.
 
-    Image i of both sets belongs to caption i, so that leaving a caption out leaves out both. Leaving out, unlike drawing
-    with replacement, never compares an image with itself, which would bias the estimate.
-
-    Raises:
-        EvaluationError: if the sets are no pairs, or too few to leave any out.
+    Args:
+        value: by `kid`, over random subsets; the pseudo-values' own mean is that of all images at once.
+        scores: (G,), from `jackknife`, or a difference of two, group by group.
+        confidence: such as 0.95.
     """
-    from statistics import NormalDist
-
-    values = jackknife(generated, real, groups)
-    half = NormalDist().inv_cdf(0.5 + confidence / 2) * float(values.std(ddof=1)) / len(values) ** 0.5
-    return value - half, value + half
+    low, high = crossed_interval(scores.reshape(1, -1, 1), confidence)
+    return low + value - float(scores.mean()), high + value - float(scores.mean())
 
 
 def jackknife(generated: Features, real: Features, groups: int = 50) -> npt.NDArray[np.float64]:
     """The jackknife's pseudo-values of KID x 10^3, one a group of captions: as if each group had a KID of its own.
 
-    With G groups, KID of all and KID without group g:  G KID - (G - 1) KID_(-g)    (Tukey, 1958). Their mean is the estimate,
-    and their variance over G that of the estimate, so that they serve as scores of G prompts.
+    Image i of both sets belongs to caption i, so that leaving a caption out leaves out both. Leaving out, unlike drawing
+    with replacement, never compares an image with itself, which would bias the estimate. With G groups, KID of all and KID
+    without group g:  G KID - (G - 1) KID_(-g)    (Tukey, 1958). Their mean is the estimate, and their variance over G that of
+    the estimate, so that they serve as scores of G prompts.
 
     Raises:
         EvaluationError: if the sets are no pairs, or too few to leave any out.

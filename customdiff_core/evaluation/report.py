@@ -130,6 +130,11 @@ def regularized(chain: dict[str, Artifact], store: Store) -> bool:
     )
 
 
+def is_drawn(regularization: Artifact, store: Store) -> bool:
+    """Whether the base model drew the regularization images, and no caption was searched."""
+    return store.manifest(regularization).recipe.config.get("regularization") == "generated"
+
+
 def _pictures(concept: Concept, folder: str) -> list[Shown]:
     group = concept.images if folder == "images" else concept.held_out
     return [Shown(figures.thumbnail_uri(picture(concept, one, folder), 160), one.name) for one in group]
@@ -149,13 +154,22 @@ def _shown_row(row: PromptRow) -> dict[str, Any]:
 
 def _retrieved(regularization: Artifact, store: Store) -> dict[str, Any]:
     table = tables.read(store, regularization, "regularization", ["caption", "similarity", "image"])
+    drawn = is_drawn(regularization, store)
     hits = [
-        Shown(figures.thumbnail_uri(hit["image"], 72), str(hit["caption"]), number(hit["similarity"]))
+        Shown(figures.thumbnail_uri(hit["image"], 72), str(hit["caption"]), "" if drawn else number(hit["similarity"]))
         for hit in table.to_dict("records")
     ]
+    if drawn:
+        return {"hits": hits, "drawn": True}
     limit = store.manifest(regularization).recipe.config.get("min_similarity")
     chart = figures.similarity_histogram(table["similarity"].tolist(), limit)
-    return {"hits": hits, "limit": limit, "chart": figures.chart_uri(chart), "least": float(table["similarity"].min())}
+    return {
+        "drawn": False,
+        "hits": hits,
+        "limit": limit,
+        "chart": figures.chart_uri(chart),
+        "least": float(table["similarity"].min()),
+    }
 
 
 def _views(training_set: Artifact, store: Store) -> list[Shown]:
@@ -179,7 +193,8 @@ def _trained(delta: Artifact, store: Store) -> dict[str, Any]:
             for tile in figures.tiles(row["image"])
         ],
         "config": store.manifest(delta).recipe.config,
-        "seconds": store.manifest(delta).seconds,
+        "steps": len(history),
+        "seconds": float(history["seconds"].sum()),
     }
 
 

@@ -128,9 +128,10 @@ def _metrics(scores: pd.DataFrame, config: EvaluateConfig) -> list[tables.Row]:
     for metric, grids in grids_of(scores):
         grids |= {f"{name} - {BASE}": grid - grids[BASE] for name, grid in grids.items() if name != BASE}
         for subject, grid in grids.items():
-            low, high = crossed_interval(grid[None], config.confidence)
-            low, high = of_share(metric, low, high, len(grid), config.confidence, difference=" - " in subject)
-            rows.append(_row(subject, metric, float(grid.mean()), low, high, grid.size))
+            value, ends = float(grid.mean()), crossed_interval(grid[None], config.confidence)
+            size = grid.size, len(grid)
+            low, high = of_share(metric, value, ends, size, config.confidence, difference=" - " in subject)
+            rows.append(_row(subject, metric, value, low, high, grid.size))
     return rows
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_a_picture_that_cannot_be_read_leaves_nothing_behind(folder: Path) -> No
     with pytest.raises(Exception, match="need"):
         published.lay_out(cat, folder / "concepts", "<cat1>", "ktn")
     assert not (folder / "concepts" / "pet_cat1").exists()
+
+
+def test_two_concepts_of_one_name_are_refused(folder: Path, tmp_path: Path) -> None:
+    """Their pictures would lie in one folder."""
+    (folder / "other" / "pet_cat1").mkdir(parents=True)
+    shutil.copytree(folder / CAT["instance_data_dir"], folder / "other" / "pet_cat1", dirs_exist_ok=True)
+    other = CAT | {"instance_data_dir": "other/pet_cat1"}
+    with pytest.raises(ConceptError, match=r"found the name pet_cat1 for .*pet_cat1 .* and for .*other/pet_cat1"):
+        published.lay_out_protocol([write(folder, [CAT, other])], tmp_path / "data", "mine", ["ktn"])
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_whole_benchmark_is_laid_out_with_its_protocol(folder: Path, tmp_path: Path) -> None:

@@ -210,6 +210,10 @@ def test_a_concepts_name_stands_for_its_longest_custom_diffusion_on_this_base_mo
     assert stages.standing("cat", openmoji, store) == longest
     newer = trained(5, seed=7)
     assert stages.standing("cat", openmoji, store) == newer
+    trained(6, learning_rate=8e-4)  # a search's trial
+    trained(7, learning_rate=8e-4, steps=800)
+    assert stages.standing("cat", openmoji, store) == newer
+    assert stages.standing("cat", openmoji, store) != trained(8, steps=800) == stages.standing("cat", openmoji, store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "model_digest", lambda source: "another base model")
         with pytest.raises(StoreError, match="need one; run customize/cat"):

@@ -222,6 +222,31 @@ def test_a_server_that_takes_no_page_is_logged_and_the_run_goes_on(
     assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text
 
 
+def test_a_page_that_cannot_be_built_is_logged_and_the_run_goes_on(
+    sent: list[tuple[str, str]],
+    chain: dict[str, Artifact],
+    cat: Concept,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(pages, "finetuned", refuse)
+    publish.finetuned((cat,), chain["delta"])
+    assert sent == []
+    assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text
+
+
+def test_costs_that_nobody_knows_are_a_dash() -> None:
+    """As the memory of a training that was taken up after its last step."""
+    assert pages._cost(None, 1e6, 0) == "–"  # pyright: ignore[reportPrivateUsage]
+    assert pages._cost(2.5e6, 1e6, 1) == "2.5"  # pyright: ignore[reportPrivateUsage]
+
+
+def test_images_that_the_model_drew_are_not_said_to_have_been_found(store: Store, cat: Concept) -> None:
+    page = pages.retrieved(cat, regularization(store, drawn=True), store)
+    assert "30 images that the base model itself drew for “photo of a cat”" in page
+    assert "nearest" not in page
+
+
 def refuse(*args: Any, **kwargs: Any) -> None:
     raise ConnectionError("server away")
 

@@ -75,7 +75,7 @@ def tabulated(
             outcomes.append(Outcome(cell=cell, error=f"TrainingError: {EVIL}"))
         else:
             outcomes.append(Outcome(cell=cell, made=_cell(store, cell, levels or {}, 0.01, judge, terms, shift)))
-    before = earlier(protocol, when, store)
+    before = earlier(protocol, when, profile, store)
     return tabulate(tuple(outcomes), protocol, when, before, profile, store=store)
 
 

@@ -14,8 +14,9 @@ from customdiff_core.benchmark.report import markdown
 from customdiff_core.benchmark.summary import Evidence, Figure
 from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.intervals import pooled_interval
+from customdiff_core.profiles import Profile
 
-from .conftest import NIGHT, PROTOCOL, ROWS, Night, read
+from .conftest import NIGHT, PROTOCOL, ROWS, Night, read, tabulated
 
 BETTER = {("custom-diffusion", "text_alignment"): 0.8, ("dreambooth", "kid"): 2.0, ("joint", "text_alignment"): 0.9}
 
@@ -45,19 +46,21 @@ def test_a_protocol_says_whose_figures_stand_beside(store: Store, night: Night) 
     assert "| CustomConcept101 |" in markdown(one, store)
 
 
-def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night) -> None:
+def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night, openmoji: Profile) -> None:
     night()
     second = night(NIGHT + timedelta(days=1))
     assert night(NIGHT + timedelta(days=1)) == second
-    assert earlier(PROTOCOL, NIGHT + timedelta(days=1), store) == (night(),)
-    assert earlier(PROTOCOL, NIGHT, store) == ()
-    assert earlier(PROTOCOL.model_copy(update={"name": "other"}), NIGHT + timedelta(days=9), store) == ()
+    assert earlier(PROTOCOL, NIGHT + timedelta(days=1), openmoji, store) == (night(),)
+    assert earlier(PROTOCOL, NIGHT, openmoji, store) == ()
+    assert earlier(PROTOCOL.model_copy(update={"name": "other"}), NIGHT + timedelta(days=9), openmoji, store) == ()
 
 
-def test_a_night_of_something_else_takes_no_cell_from_the_history(store: Store, night: Night) -> None:
+def test_a_night_of_something_else_takes_no_cell_from_the_history(
+    store: Store, night: Night, openmoji: Profile
+) -> None:
     whole = night()
     night(protocol=PROTOCOL.model_copy(update={"rows": ("base",), "stated": "rows"}))  # at noon, to try something
-    assert earlier(PROTOCOL, NIGHT + timedelta(days=1), store) == (whole,)
+    assert earlier(PROTOCOL, NIGHT + timedelta(days=1), openmoji, store) == (whole,)
 
 
 def test_rows_are_paired_by_night_where_one_of_them_missed_one(store: Store, night: Night) -> None:
@@ -229,10 +232,10 @@ def test_what_no_training_changes_is_not_charted(store: Store, night: Night) -> 
     }
 
 
-def test_a_damaged_night_hides_none_before_it(store: Store, night: Night) -> None:
+def test_a_damaged_night_hides_none_before_it(store: Store, night: Night, openmoji: Profile) -> None:
     first, second = night(), night(NIGHT + timedelta(days=1))
     (store.path(second) / "table.parquet").unlink()
-    assert earlier(PROTOCOL, NIGHT + timedelta(days=2), store) == (first,)
+    assert earlier(PROTOCOL, NIGHT + timedelta(days=2), openmoji, store) == (first,)
 
 
 def test_a_lost_nights_rows_are_those_that_a_later_one_carries(store: Store, night: Night) -> None:
@@ -272,3 +275,21 @@ def test_the_curve_has_this_nights_trainings_on_their_way(store: Store, night: N
     assert set(found["concepts"]) == {"cat"}
     assert set(found["seed"]) == {2026030200}
     assert all(part.tolist() == [0.5, 1.0] for _, part in found.groupby("row")["share"])
+
+
+def test_two_base_models_have_nights_of_their_own(store: Store, night: Night, openmoji: Profile) -> None:
+    other = openmoji.model_copy(update={"name": "other"})
+    mine = night()
+    its = tabulated(store, other, NIGHT, terms="another base model")
+    tomorrow = NIGHT + timedelta(days=1)
+    assert mine != its
+    assert earlier(PROTOCOL, tomorrow, openmoji, store) == (mine,)
+    assert earlier(PROTOCOL, tomorrow, other, store) == (its,)
+
+
+def test_nights_of_more_trainings_are_no_chart_with_nights_of_one(store: Store, night: Night) -> None:
+    """Their means spread less: a band drawn from them would be too narrow."""
+    night(protocol=PROTOCOL.model_copy(update={"trainings": 2}))
+    second = night(NIGHT + timedelta(days=1), protocol=PROTOCOL.model_copy(update={"trainings": 1}))
+    drift = read(store, second, "drift")
+    assert set(drift["night"]) == {(NIGHT + timedelta(days=1)).isoformat()}

@@ -53,7 +53,8 @@ def test_it_says_what_failed_and_what_lies_outside(page: str) -> None:
     assert "DreamBooth, cat, seed 2026030500" in text
     assert re.search(r"Outside the limits of the nights before: .*Custom Diffusion, joint: Text alignment −3\.", text)
     assert re.search(
-        r"The noise floor: .* \d+ of \d+ figures differ .*; not so .*Custom Diffusion, joint, Text alignment: −4\.\d+ \(−",
+        r"Trained again from other seeds, .*: \d+ of \d+ figures differ .*; "
+        r"not so .*Custom Diffusion, joint, Text alignment: −4\.\d+ \(−",
         text,
     )
     assert "<script" not in page

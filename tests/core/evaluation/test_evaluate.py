@@ -58,7 +58,7 @@ def vectors(chain, artifact: Artifact) -> np.ndarray:
 def test_every_metric_has_a_row_for_both_models_and_their_difference(metrics: pd.DataFrame):
     found = {(row.metric, row.subject) for row in metrics.itertuples()}
     assert found >= {(metric, subject) for metric in ALIGNMENT for subject in ("base", "customized", "difference")}
-    assert found >= {("kid", "base"), ("kid", "customized")}
+    assert found >= {("kid", "base"), ("kid", "customized"), ("kid", "difference")}
     assert not metrics.duplicated(["metric", "subject"]).any()
     assert set(metrics["metric"]) == ALIGNMENT | {"kid"}
 
@@ -79,10 +79,12 @@ def test_every_value_lies_in_its_interval(metrics: pd.DataFrame):
 
 def test_rows_say_how_many_images_and_whose_eyes(metrics: pd.DataFrame):
     assert set(metrics.loc[metrics["metric"] != "kid", "n"]) == {6}
-    assert set(metrics.loc[(metrics["metric"] == "kid") & (metrics["subject"] != "difference"), "n"]) == {12}
+    assert set(metrics.loc[metrics["metric"] == "kid", "n"]) == {12}
     by_dino = metrics["metric"].str.startswith("dino")
     assert set(metrics.loc[by_dino, "extractor"]) == {"openmoji-dino"}
-    assert set(metrics.loc[~by_dino, "extractor"]) == {"openmoji-judge"}
+    by_colour = metrics["metric"] == "recognised_by_colour"
+    assert set(metrics.loc[by_colour, "extractor"]) == {"colours"}
+    assert set(metrics.loc[~by_dino & ~by_colour, "extractor"]) == {"openmoji-judge"}
 
 
 def test_the_difference_is_that_of_the_means(metrics: pd.DataFrame):

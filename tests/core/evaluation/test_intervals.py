@@ -125,15 +125,38 @@ def test_pooling_trainings_of_several_concepts_narrows_it() -> None:
     assert ends[1] - ends[0] < min(high - low for low, high in one)
 
 
-def test_the_interval_of_a_share_ends_where_shares_do() -> None:
-    assert of_share("recognised", -0.1, 1.2, 20, 0.95) == (0.0, 1.0)
-    assert of_share("recognised_by_colour", -1.3, 1.2, 20, 0.95, difference=True) == (-1.0, 1.0)
-    assert of_share("text_alignment", -0.1, 1.2, 20, 0.95) == (-0.1, 1.2)
+def test_a_difference_of_shares_ends_where_it_can() -> None:
+    assert of_share("recognised_by_colour", 0.1, (-1.3, 1.2), (160, 20), 0.95, difference=True) == (-1.0, 1.0)
+    assert of_share("text_alignment", 0.5, (-0.1, 1.2), (160, 20), 0.95) == (-0.1, 1.2)
 
 
 def test_prompts_without_an_exception_leave_what_clopper_and_pearson_leave() -> None:
-    assert of_share("recognised", 0.0, 0.0, 20, 0.95) == (0.0, pytest.approx(0.1684, abs=1e-4))
-    assert of_share("all_present", 1.0, 1.0, 20, 0.95) == (pytest.approx(0.8316, abs=1e-4), 1.0)
-    low, high = of_share("recognised", 0.0, 0.0, 5, 0.95, difference=True)
+    assert of_share("recognised", 0.0, (0.0, 0.0), (160, 20), 0.95) == (0.0, pytest.approx(0.1684, abs=1e-4))
+    assert of_share("all_present", 1.0, (1.0, 1.0), (160, 20), 0.95) == (pytest.approx(0.8316, abs=1e-4), 1.0)
+    low, high = of_share("recognised", 0.0, (0.0, 0.0), (40, 5), 0.95, difference=True)
     assert (low, high) == (-high, pytest.approx(0.5218, abs=1e-4))
-    assert of_share("text_alignment", 1.0, 1.0, 20, 0.95) == (1.0, 1.0)
+    assert of_share("text_alignment", 1.0, (1.0, 1.0), (160, 20), 0.95) == (1.0, 1.0)
+
+
+def test_independent_images_have_clopper_and_pearsons_interval() -> None:
+    """Of 10 in 100: statistics' textbooks have 0.0490 to 0.1762."""
+    half = 1.959964 * (0.1 * 0.9 / 100) ** 0.5
+    low, high = of_share("recognised", 0.1, (0.1 - half, 0.1 + half), (100, 20), 0.95)
+    assert (low, high) == (pytest.approx(0.0490, abs=1e-4), pytest.approx(0.1762, abs=1e-4))
+
+
+def test_one_image_says_next_to_nothing() -> None:
+    assert of_share("recognised", 1.0, (-np.inf, np.inf), (1, 1), 0.95) == (pytest.approx(0.025), 1.0)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.95])
+def test_it_covers_a_share_near_its_ends_as_often_as_it_says(share: float) -> None:
+    """Prompts differ in their share (beta, intraclass correlation 0.3), as they do."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(600):
+        own = rng.beta(share * 7 / 3, (1 - share) * 7 / 3, (1, 20, 1))
+        drawn = (rng.random((1, 20, 8)) < own).astype(float)
+        value = float(drawn.mean())
+        low, high = of_share("recognised", value, crossed_interval(drawn, 0.95), (160, 20), 0.95)
+        covered += low <= share <= high
+    assert covered / 600 >= 0.94

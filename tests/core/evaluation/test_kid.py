@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from customdiff_core.errors import EvaluationError
-from customdiff_core.evaluation.kid import kid, kid_interval
+from customdiff_core.evaluation.kid import jackknife, kid, kid_interval
 
 
 def features(count: int, shift: float = 0.0, seed: int = 0, width: int = 16) -> np.ndarray:
@@ -64,10 +64,11 @@ def test_fewer_images_than_a_subset_are_refused(generated: int, real: int):
 
 def test_the_interval_lies_around_the_value_beside_it():
     one, other = features(60, 0.3, 1), features(60, 0, 2)
-    low, high = kid_interval(7.0, one, other)
+    scores = jackknife(one, other)
+    low, high = kid_interval(7.0, scores)
     assert (low + high) / 2 == pytest.approx(7.0)
     assert low < high
-    wider = kid_interval(7.0, one, other, confidence=0.999)
+    wider = kid_interval(7.0, scores, confidence=0.999)
     assert wider[0] < low < high < wider[1]
 
 
@@ -76,17 +77,34 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         return features(60, 0.4, 2 * seed, 6), features(60, 0, 2 * seed + 1, 6)
 
     def interval(seed: int) -> tuple[float, float]:
-        return kid_interval(kid(*pair(seed), 60, 1), *pair(seed), groups=20)
+        return kid_interval(kid(*pair(seed), 60, 1), jackknife(*pair(seed), 20))
 
     truth = np.mean([kid(*pair(seed), 60, 1) for seed in range(1000, 2500)])
     covered = [low <= truth <= high for low, high in map(interval, range(200))]
     assert 0.88 <= np.mean(covered) <= 0.99
 
 
+def test_few_groups_have_students_interval():
+    scores = np.array([1.0, 2.0, 4.0])
+    low, high = kid_interval(0.0, scores)
+    assert (high - low) / 2 == pytest.approx(4.303 * scores.std(ddof=1) / 3**0.5, rel=1e-3)  # t of 2 degrees of freedom
+
+
+def test_a_paired_difference_is_seen_where_two_intervals_overlap():
+    """Both models draw the same captions: what a caption is like is in neither's difference."""
+    shared, real = features(60, 0, 1), features(60, 0, 2)
+    one, other = shared + features(60, 0, 3) / 20 + 0.4, shared + 0.5
+    values = [kid(drawn, real, 60, 1) for drawn in (one, other)]
+    scores = [jackknife(drawn, real) for drawn in (one, other)]
+    (_, high), (low, _) = (kid_interval(value, score) for value, score in zip(values, scores, strict=True))
+    assert low < high
+    assert kid_interval(values[1] - values[0], scores[1] - scores[0])[0] > 0
+
+
 def test_the_interval_needs_pairs():
     with pytest.raises(
         EvaluationError, match="KID interval: found 12 generated and 10 real images, need as many, at least 3"
     ):
-        kid_interval(0, features(12), features(10))
+        jackknife(features(12), features(10))
     with pytest.raises(EvaluationError, match="need as many, at least 3"):
-        kid_interval(0, features(2), features(2))
+        jackknife(features(2), features(2))

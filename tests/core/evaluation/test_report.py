@@ -11,7 +11,7 @@ from customdiff_core.evaluation.report import render, report
 from customdiff_core.evaluation.results import Cell, compare, interval, number, side_by_side, sources, views
 from customdiff_core.profiles import Profile
 
-from ...handmade import EVIL, METRICS, SEEDS, metrics_table, png, run
+from ...handmade import EVIL, METRICS, SEEDS, metrics_table, png, regularization, run
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,19 @@ def test_equal_artifacts_give_an_equal_page(
     page: str, store: Store, chain: dict[str, Artifact], cat: Concept, openmoji: Profile
 ) -> None:
     assert render(cat, chain, openmoji, store) == page
+
+
+def test_images_that_the_model_drew_are_not_said_to_have_been_found(
+    store: Store, chain: dict[str, Artifact], cat: Concept, openmoji: Profile
+) -> None:
+    page = words(render(cat, chain | {"regularization": regularization(store, drawn=True)}, openmoji, store))
+    assert "30 pictures that the base model itself drew for “photo of a cat”" in page
+    assert "nearest to “photo of a cat”" not in page
+
+
+def test_steps_and_seconds_are_those_that_were_trained(page: str) -> None:
+    """And not those asked for, or of the process that trained the last of them."""
+    assert "After 40 training steps (8 seconds)" in words(page)
 
 
 def test_a_chain_with_a_hole_says_which_stage_is_gone(
