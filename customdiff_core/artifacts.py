@@ -184,7 +184,7 @@ class Store:
         found = self.first_whole(sorted(fitting, key=lambda one: one.created, reverse=True))
         if found:
             return found
-        wanted = ", ".join(f"{name} {value}" for name, value in (labels | inputs).items()) or "any label"
+        wanted = ", ".join(f"{name} {value}" for name, value in {**labels, **inputs}.items()) or "any label"
         raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
 
     def first_whole(self, found: Iterable[Manifest]) -> Artifact | None:

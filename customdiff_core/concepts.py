@@ -176,10 +176,19 @@ def as_taught(concept: Concept, lineage: Lineage) -> Concept:
     """Return a concept as a delta that was taught it calls it: its method's rare word, or the token that a merge gave it.
 
     Where it knows several trainings of the concept, that is the one which kept its token.
+
+    Raises:
+        ConceptError: if it was taught others alone.
     """
     tokens = [one.modifier_token for one in lineage.concepts if one.initializer_token and one.name == concept.name]
-    if not tokens or concept.modifier_token in tokens:
+    known = [one.modifier_token for one in lineage.concepts]
+    if concept.modifier_token in (tokens or known) or not known:
         return concept
+    if not tokens:
+        raise ConceptError(
+            f"concept {concept.name}: found a delta that was taught {lineage.places}, need one that was taught {concept.noun}; "
+            "give another delta, or the concept that this one knows"
+        )
     return concept.model_copy(update={"modifier_token": tokens[0]})
 
 

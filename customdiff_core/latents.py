@@ -17,7 +17,8 @@ from customdiff_core.profiles import ModelSource
 from customdiff_core.progress import Progress
 from customdiff_core.training_set import Size
 
-BATCH = 16
+BATCH = 16  # pictures at a time
+PIXELS = BATCH * 512**2  # of a batch, at most: a VAE's activations are some 10 GiB then
 
 NAMES = ("mean", "logvar", "mask")
 Array = npt.NDArray[np.float32]
@@ -37,6 +38,11 @@ def to_pixels(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(stacked / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
 
 
+def batch_of(width: int, height: int) -> int:
+    """How many pictures of this size the VAE reads at a time."""
+    return max(1, min(BATCH, PIXELS // (width * height)))
+
+
 def encode_latents(
     images: Sequence[Image.Image], source: ModelSource, runtime: Runtime, progress: Progress
 ) -> tuple[Array, Array]:
@@ -46,11 +52,12 @@ def encode_latents(
     means: list[torch.Tensor] = []
     logvars: list[torch.Tensor] = []
     with torch.inference_mode():
-        for start in range(0, len(images), BATCH):
-            posterior = vae.encode(to_pixels(images[start : start + BATCH]).to(device)).latent_dist
+        batch = batch_of(*images[0].size)
+        for start in range(0, len(images), batch):
+            posterior = vae.encode(to_pixels(images[start : start + batch]).to(device)).latent_dist
             means.append(posterior.mean.cpu())
             logvars.append(posterior.logvar.cpu())
-            progress(min(start + BATCH, len(images)), len(images), "images encoded")
+            progress(min(start + batch, len(images)), len(images), "images encoded")
     return torch.cat(means).numpy(), torch.cat(logvars).numpy()
 
 

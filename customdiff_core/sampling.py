@@ -30,6 +30,7 @@ from customdiff_core.finetuning.components import (
     load_components,
     load_vae,
 )
+from customdiff_core.latents import PIXELS
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import torch_generator
@@ -88,8 +89,11 @@ def sample_latents(
 
 @torch.inference_mode()
 def decode_latents(vae: Network, latents: torch.Tensor) -> list[Image.Image]:
-    """Latents (B, 4, h, w) to RGB images."""
-    pixels = vae.decode(latents / vae.config.scaling_factor).sample.float()
+    """Latents (B, 4, h, w) to RGB images; no more at a time than the VAE has memory for."""
+    side = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels of a latent cell
+    batch = max(1, PIXELS // (latents[0, 0].numel() * side**2))
+    decoded = [vae.decode(part / vae.config.scaling_factor).sample.float() for part in latents.split(batch)]
+    pixels = torch.cat(decoded)
     array = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(one) for one in array]
 

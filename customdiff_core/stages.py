@@ -108,6 +108,7 @@ def augment(concept: Concept, regularization: Artifact | None, profile: Profile,
         kind="training_set",
         inputs={
             "concept": concept.digest,
+            "name": concept.name,  # which its rows say
             "regularization": regularization.sha256 if regularization else "",
             "model": model_digest(profile.model),
         },

@@ -83,10 +83,16 @@ def model_digest(source: ModelSource) -> str:
     second = SECOND if len(encoder_names(folder)) == 2 else ()
     files = [folder / NEEDED[0], *_tokenizer_files(folder / "tokenizer")]
     files += _tokenizer_files(folder / "tokenizer_2") if second else []
-    files += [path for part in (*COMPONENTS, *second[:1]) for path in sorted((folder / part).glob("*.*"))]
+    files += [path for part in (*COMPONENTS, *second[:1]) for path in component_files(folder / part)]
     wanted = [path for path in files if path.suffix in (".json", ".txt", ".safetensors")]
     content = [[path.relative_to(folder).as_posix(), file_digest(path)] for path in wanted]
     return digest_of([content, zero_when_empty(folder)])
+
+
+def component_files(folder: Path) -> list[Path]:
+    """What is loaded of a component: its configs and weights, but no variants of them, such as .fp16.safetensors."""
+    found = sorted(path for path in folder.glob("*.*") if path.suffix in (".json", ".txt", ".safetensors"))
+    return [path for path in found if path.suffixes in ([path.suffix], [".safetensors", ".index", ".json"])]
 
 
 def encoder_digest(source: EncoderSource) -> str:
@@ -218,6 +224,13 @@ def require_encoder(source: EncoderSource) -> None:
         tagged_weights(source)
 
 
+def tag_config(source: EncoderSource) -> dict[str, Any]:
+    """What open_clip knows of a tag: where its weights are, and how they were trained; empty for an unknown one."""
+    from open_clip import get_pretrained_cfg
+
+    return dict(get_pretrained_cfg(source.model, source.tag or ""))
+
+
 def tagged_weights(source: EncoderSource) -> Path:
     """Return the safetensors of an open_clip tag from the hub's local cache; fetched only where the user has said so.
 
@@ -225,10 +238,9 @@ def tagged_weights(source: EncoderSource) -> Path:
         WeightsError: if open_clip knows no such tag, or the file is not here and may not, or cannot, be fetched.
     """
     from huggingface_hub import hf_hub_download
-    from open_clip import get_pretrained_cfg
 
     allowed = Settings().allow_download
-    repository = get_pretrained_cfg(source.model, source.tag or "").get("hf_hub", "").rstrip("/")
+    repository = str(tag_config(source).get("hf_hub", "")).rstrip("/")
     try:
         return Path(hf_hub_download(repository, CLIP_WEIGHTS, local_files_only=not allowed))
     except (OSError, ValueError) as error:
@@ -246,7 +258,7 @@ def tagged_weights(source: EncoderSource) -> Path:
 def _check_component(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: found no config.json, need a whole diffusers pipeline folder; copy it again")
-    if list(folder.glob("*.safetensors")):
+    if any(path.suffix == ".safetensors" for path in component_files(folder)):
         return
     pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
     if pickles:

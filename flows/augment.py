@@ -7,9 +7,10 @@ from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import AugmentConfig, Runtime
+from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
 from flows.inputs import regularization_of
-from flows.options import AugmentOptions, ConceptName, ModelOptions
+from flows.options import AugmentOptions, ConceptName, MethodName, ModelOptions
 from tasks import publish
 
 
@@ -25,6 +26,7 @@ def augmented(
 @flow(name="augment", flow_run_name="augment-{concept}")
 def augment(
     concept: ConceptName = "cat",
+    method: MethodName = "custom-diffusion",
     regularization: str | None = None,
     augment: AugmentOptions = AugmentOptions(),
     model: ModelOptions = ModelOptions(),
@@ -33,11 +35,12 @@ def augment(
 
     Args:
         concept: whose pictures.
+        method: whose words for it, and whose views.
         regularization: a regularization artifact's key; empty takes the newest of the concept's class prompt.
         augment: how many views, and of which kind.
         model: the profile.
     """
     profile = model.resolve()
-    taught = concepts.load(concept)
+    taught = methods.get(method).words(concepts.load(concept))
     images = regularization_of(taught, regularization, profile)
-    return augmented(taught, images, profile, augment.resolve(profile), model.runtime)
+    return augmented(taught, images, profile, augment.resolve(profile, method), model.runtime)

@@ -12,7 +12,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning import methods
 from flows.customize import taught
-from flows.inputs import called_in, known_to, taken_in
+from flows.inputs import called_in, known_to, require_captions, taken_in
 from flows.merge import merged
 from flows.options import (
     AugmentOptions,
@@ -50,6 +50,7 @@ def compose(
     """
     profile, runtime = model.resolve(search=True, judge=True), model.runtime
     merging, strengths = merge.resolve(profile, len(compose))
+    require_captions(profile)
     there = taken_in(compose, profile, imported.stated())
     wanted = {name: (concepts.load(name),) for name in compose if name not in there}
     check(train, wanted, there, beside_joint=beside_joint)

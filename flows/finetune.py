@@ -9,7 +9,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime
 from customdiff_core.finetuning import methods
 from customdiff_core.profiles import Profile
-from flows.inputs import chosen
+from flows.inputs import chosen, training_set_of
 from flows.options import ConceptName, ModelOptions, TrainOptions
 from tasks import publish
 
@@ -40,13 +40,13 @@ def finetune(
 
     Args:
         concept: whose token.
-        training_set: a training set's key; empty takes the newest of the concept.
+        training_set: a training set's key; empty takes the newest of the concept in the method's words.
         parent: a delta's key, to go on from with what it knows (sequential training).
         train: the method and its settings.
         model: the profile.
     """
     profile = model.resolve()
-    examples = chosen("training_set", training_set, concept, profile)
-    before = chosen("delta", parent, concept, profile) if parent else None
     wanted = methods.get(train.method).words(concepts.load(concept))
+    examples = training_set_of(wanted, training_set, profile)
+    before = chosen("delta", parent, concept, profile) if parent else None
     return finetuned((wanted,), (examples,), profile, train.resolve(profile), model.runtime, before)

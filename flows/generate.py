@@ -1,8 +1,10 @@
 """Flow `generate`: one's own prompts with a customized model."""
 
 from pathlib import Path
+from typing import Annotated
 
 from prefect import flow
+from pydantic import Field
 
 import tasks.generate
 from customdiff_core import concepts
@@ -21,7 +23,7 @@ def generate(
     concept: ConceptName = "cat",
     prompts: list[str] = EXAMPLES,
     prompts_file: Path | None = None,
-    images: int = 4,
+    images: Annotated[int, Field(ge=1)] = 4,
     seeds: list[int] | None = None,
     sample: GenerateOptions = GenerateOptions(),
     delta: str | None = None,
@@ -46,7 +48,8 @@ def generate(
     concepts.check_prompts(tuple(one for one in wanted if not concepts.PLACES.search(one)), "prompts")
     trained = taken(delta or concept, profile)
     known = lineage_of(trained, store())
-    texts = concepts.texts(wanted, known, as_taught(asked, trained).noun)
+    named = any(concepts.PLACEHOLDER in one for one in wanted)
+    texts = concepts.texts(wanted, known, as_taught(asked, trained).noun if named else "")
     chosen_seeds = tuple(seeds) if seeds else tuple(range(images))
     samples = tasks.generate.generate(texts, chosen_seeds, trained, profile, sample.resolve(profile), model.runtime)
     publish.generated(samples, known)

@@ -8,11 +8,12 @@ from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Stated
+from customdiff_core.errors import StoreError
 from customdiff_core.lineage import lineage_of
 from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
-from customdiff_core.stages import standing
+from customdiff_core.stages import index_folder, standing
 from tasks.stores import store
 
 
@@ -36,6 +37,23 @@ def regularization_of(concept: Concept, key: str | None, profile: Profile) -> Ar
     return store().newest("regularization", inputs={"class_prompt": concept.class_prompt}, profile=profile.name)
 
 
+def training_set_of(concept: Concept, key: str | None, profile: Profile) -> Artifact:
+    """Return the training set with this key, or the newest of these pictures in these words.
+
+    Raises:
+        StoreError: if there is none.
+    """
+    if key:
+        return store().get("training_set", key)
+    try:
+        return store().newest("training_set", inputs={"concept": concept.digest}, profile=profile.name)
+    except StoreError as error:
+        raise StoreError(
+            f"training_set: found none of {concept.noun} in {store().root}, need one; run augment/stage of this concept and "
+            "method, or give a key"
+        ) from error
+
+
 def taken(name: str, profile: Profile) -> Artifact:
     """Return a delta by the concept's name (the one that it stands for) or by its key.
 
@@ -57,6 +75,16 @@ def taken_in(names: Sequence[str], profile: Profile, stated: Stated) -> dict[str
     return there | {
         name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)
     }
+
+
+def require_captions(profile: Profile) -> None:
+    """Check, before anything is trained, that there are captions to hold a merge's weights with.
+
+    Raises:
+        RetrievalError: if the profile has no index, or only a backend, whose captions cannot be read.
+    """
+    if profile.corpus.source != "embedded":
+        index_folder(None, profile, store())
 
 
 def known_to(delta: Artifact) -> tuple[Concept, ...]:

@@ -7,7 +7,7 @@ from customdiff_core.artifacts import Artifact
 from customdiff_core.config import IndexConfig, MergeConfig, Runtime
 from customdiff_core.profiles import Profile
 from flows.build_index import indexed
-from flows.inputs import taken, taken_in
+from flows.inputs import require_captions, taken, taken_in
 from flows.options import ImportOptions, MergeOptions, ModelOptions
 from tasks import publish
 
@@ -44,6 +44,7 @@ def merge(
     """
     profile = model.resolve()
     config, strengths = merge.resolve(profile, len(deltas))
+    require_captions(profile)
     there = taken_in(deltas, profile, imported.stated())
     parts = tuple(there[one] if one in there else taken(one, profile) for one in deltas)
     return merged(parts, strengths, profile, config, model.runtime)

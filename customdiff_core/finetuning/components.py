@@ -21,7 +21,7 @@ from customdiff_core.config import Precision
 from customdiff_core.devices import DTYPES
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import ModelSource
-from customdiff_core.weights import encoder_names, model_digest, model_folder, zero_when_empty
+from customdiff_core.weights import component_files, encoder_names, model_digest, model_folder, zero_when_empty
 
 # diffusers annotates configs as dicts, results as tuples and `.to` as taking none: its objects are untyped here.
 Network = Any
@@ -226,5 +226,4 @@ def latent_scale(source: ModelSource) -> float:
 
 
 def _weights_files(folder: Path) -> list[Path]:
-    """A component's files, but for its variants, such as .fp16.safetensors."""
-    return [path for path in sorted(folder.glob("*.safetensors")) if len(path.suffixes) == 1]
+    return [path for path in component_files(folder) if path.suffix == ".safetensors"]

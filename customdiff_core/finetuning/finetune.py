@@ -126,7 +126,7 @@ def make_trainer(
     """Load the base model and the training sets, and mark what is trained.
 
     Raises:
-        ModifierTokenError: if two concepts have one token; TrainingError: if a view is to be withheld from too few.
+        ModifierTokenError: if two concepts have one token; TrainingError: if the training sets do not fit.
     """
     method = methods.get(config.method)
     if method.token == "existing":
@@ -143,17 +143,34 @@ def make_trainer(
     if runtime.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
     components.to(resolve_device(runtime.device))
-    examples = make_examples(components, training_sets, profile, config, store)
+    examples = make_examples(components, concepts, training_sets, profile, config, store)
     hold_frozen(components.unet, config.precision, but=parent.names if parent else ())
     attend_plainly(components.unet, config.precision, max(one.mask.numel() for one in examples.latents))
     return Trainer(components, examples, rows, weights, config)
 
 
 def make_examples(
-    components: Components, training_sets: Sequence[Artifact], profile: Profile, config: FinetuneConfig, store: Store
+    components: Components,
+    concepts: Sequence[Concept],
+    training_sets: Sequence[Artifact],
+    profile: Profile,
+    config: FinetuneConfig,
+    store: Store,
 ) -> Examples:
-    """Join training sets: all their views first, then all their regularization images."""
+    """Join training sets: all their views first, then all their regularization images.
+
+    Raises:
+        TrainingError: if one was made for another concept or in another method's words, has no regularization images where
+            they count, or too few views for those that are withheld.
+    """
     sets: list[Any] = [training_set.examples(store, one) for one in training_sets]
+    for made, one, concept in zip(training_sets, sets, concepts, strict=True):
+        said = one.loc[one["role"] == "concept", "prompt"]
+        if not said.str.contains(concept.noun, regex=False).all():
+            raise TrainingError(
+                f"training set {made.key}: found views such as {said.iloc[0]!r}, need {concept.noun!r} in each; give the key of "
+                "one that was made of this concept for this method, or make it (augment/stage)"
+            )
     groups = {role: [one[one["role"] == role] for one in sets] for role in ("concept", "regularization")}
     views = _groups([len(one) for one in groups["concept"]], 0)
     priors = _groups([len(one) for one in groups["regularization"]], sum(map(len, views)))
@@ -215,10 +232,10 @@ def _prior(components: Components, captions: list[str]) -> Condition | None:
 def _delta(
     trainer: Trainer, concepts: Sequence[Concept], parent: deltas.Delta | None, inputs: dict[str, str]
 ) -> deltas.Delta:
-    """What was trained, on top of what the parent knew."""
+    """What was trained, on top of what the parent knew; on the CPU, wherever it was trained."""
     tokens = dict(parent.tokens) if parent else {}
     for number, concept in enumerate(concepts if trainer.rows else ()):
-        rows = {encoder: rows[number].detach().clone() for encoder, rows in trainer.rows.items()}
+        rows = {encoder: rows[number].detach().cpu().clone() for encoder, rows in trainer.rows.items()}
         tokens[concept.modifier_token] = rows
     kept = dict(trainer.components.unet.named_parameters())
     names = sorted({*trainer.weights, *(parent.names if parent else ())})
@@ -229,7 +246,7 @@ def _delta(
         settings=trainer.config.model_dump(mode="json"),
         inputs=inputs,
     )
-    return deltas.Delta({name: kept[name].detach().clone() for name in names}, tokens, lineage)
+    return deltas.Delta({name: kept[name].detach().cpu().clone() for name in names}, tokens, lineage)
 
 
 def taught(concept: Concept) -> Taught:
@@ -243,7 +260,7 @@ def _write_history(path: Path, trainer: Trainer, memory: dict[int, int]) -> None
         {
             "step": step,
             **dict(zip(HISTORY, values, strict=True)),
-            "learning_rate": trainer.rates[0] * rate_factor(step - 1, trainer.config),
+            "learning_rate": trainer.base_rates[0] * rate_factor(step - 1, trainer.config),
             "seconds": seconds,
             "memory": memory.get(step),
         }

@@ -121,8 +121,9 @@ class Trainer:
             losses = self.train_step()
             if not all(math.isfinite(value) for value in losses):
                 raise TrainingError(
-                    f"training step {self.step + 1}: found loss {losses[0]}, need a finite one; lower learning_rate "
-                    f"(now {self.rates[0]:g}) or use fp32; the checkpoint of step {self.saved_step} is kept"
+                    f"training step {self.step + 1}: found loss {losses[0]}, need a finite one; lower "
+                    f"{'learning_rate' if self.weights else 'modifier_learning_rate'} (now {self.base_rates[0]:g}) or use fp32; "
+                    f"the checkpoint of step {self.saved_step} is kept"
                 )
             self.step += 1
             self.history.append(losses)

@@ -3,6 +3,7 @@
 Both hold whole weights, not differences. A CompVis file does not name its tokens: they are <new1>, <new2>, ... in its order.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from customdiff_core.errors import DeltaError
 from customdiff_core.interop.content import ENCODERS, Base, Parts, rows_of, tensors_of
 from customdiff_core.interop.diffusers_format import check_cross_attention
 from customdiff_core.interop.ldm_names import UNET, renamed, unet_prefixes
+
+logger = logging.getLogger(__name__)
 
 TOKENS = "modifier_token"
 EMBED = "embed"
@@ -38,6 +41,8 @@ def read_delta_bin(path: Path, content: dict[str, Any]) -> Parts:
             f"{path}: found {TOKENS} of type {type(tokens).__name__}, need a dict by token; export it again"
         )
     weights = tensors_of(content.get("unet", {}), f"{path}: unet")
+    if beside := sorted(set(map(str, content)) - {"unet", TOKENS}):
+        logger.warning("left out: %s: found %s, for which no delta has a place", path, ", ".join(beside))
     return Parts(weights, {str(token): rows_of(value, f"{path}: {token}") for token, value in tokens.items()})
 
 

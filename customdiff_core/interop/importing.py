@@ -83,6 +83,8 @@ def _inspected(opened: Opened, profile: Profile, stated: Stated) -> Inspection:
     path, base = opened.path, Base(profile.model)
     content = read(opened, base)
     delta = content if isinstance(content, Delta) else _with_lineage(content, opened, profile, stated)
+    if not delta.names and not delta.tokens:
+        raise DeltaError(f"{path}: found neither weights nor tokens in it, need what was trained; export it again")
     deltas.check_finite(((name, tensor) for name, tensor in delta.weights.items()), str(path))
     deltas.check_finite(((token, row) for token, rows in delta.tokens.items() for row in rows.values()), str(path))
     # A file of this project knows its base by digest and its tokens by concept.yaml; what a user states is told by the size

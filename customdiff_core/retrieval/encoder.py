@@ -13,7 +13,7 @@ from customdiff_core.config import Device
 from customdiff_core.devices import resolve_device
 from customdiff_core.profiles import EncoderSource
 from customdiff_core.retrieval.metadata import Vectors
-from customdiff_core.weights import encoder_files, tagged_weights
+from customdiff_core.weights import encoder_files, tag_config, tagged_weights
 
 Item = TypeVar("Item")
 
@@ -67,7 +67,7 @@ def _load(source: EncoderSource) -> tuple[Any, Any, Any]:
     import open_clip
 
     if source.path is None:
-        trained = open_clip.get_pretrained_cfg(source.model, source.tag)
+        trained = tag_config(source)
         model, _, preprocess = open_clip.create_model_and_transforms(
             source.model,
             pretrained=str(tagged_weights(source)),

@@ -3,9 +3,10 @@ import pytest
 import torch
 from PIL import Image
 
+from customdiff_core import sampling
 from customdiff_core.config import Runtime
 from customdiff_core.finetuning.components import load_vae
-from customdiff_core.latents import draw, encode_latents, load_latents, save_latents, to_pixels
+from customdiff_core.latents import batch_of, draw, encode_latents, load_latents, save_latents, to_pixels
 from customdiff_core.progress import silent
 from customdiff_core.sampling import decode_latents
 from customdiff_core.seeding import torch_generator
@@ -79,3 +80,24 @@ def test_latents_are_kept_exactly(tmp_path):
         assert np.array_equal(found.numpy(), whole[2])
     for found, whole in zip(other, wide, strict=True):
         assert np.array_equal(found.numpy(), whole[0])
+
+
+@pytest.mark.parametrize(("side", "batch"), [(64, 16), (512, 16), (768, 7), (1024, 4), (4096, 1)])
+def test_large_pictures_are_read_a_few_at_a_time(side: int, batch: int):
+    """As many as fit the memory that the profiles ask for."""
+    assert batch_of(side, side) == batch
+
+
+def test_large_latents_are_decoded_a_few_at_a_time(openmoji, monkeypatch: pytest.MonkeyPatch):
+    vae = load_vae(openmoji.model)
+    latents = torch.randn(3, vae.config.latent_channels, 16, 16, generator=torch_generator("decoded"))
+    with torch.inference_mode():
+        whole = decode_latents(vae, latents)
+        seen: list[int] = []
+        real = vae.decode
+        monkeypatch.setattr(vae, "decode", lambda part: seen.append(len(part)) or real(part))
+        monkeypatch.setattr(sampling, "PIXELS", 2 * whole[0].width * whole[0].height)
+        parts = decode_latents(vae, latents)
+    assert seen == [2, 1]
+    for one, other in zip(whole, parts, strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1

@@ -131,6 +131,21 @@ def test_how_sdxl_reads_the_empty_prompt_is_part_of_it(copied: ModelSource):
     assert model_digest(copied) != before
 
 
+def test_variants_that_nothing_loads_are_none_of_it(copied: ModelSource):
+    """A script of diffusers may fetch them into the same folder of the hub's cache."""
+    assert copied.path is not None
+    before = model_digest(copied)
+    unet = copied.path / "unet"
+    (unet / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"half")
+    (unet / "diffusion_pytorch_model.safetensors.index.fp16.json").write_text("{}")
+    assert model_digest(copied) == before
+    (unet / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(
+        WeightsError, match=r"found no weights, need a \.safetensors file"
+    ):  # diffusers would not find it
+        model_folder(copied)
+
+
 def test_an_encoder_is_known_by_its_files_or_its_tag(openmoji: Profile, tmp_path: Path):
     assert openmoji.judge.path is not None
     source = openmoji.judge.path

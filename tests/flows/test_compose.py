@@ -161,7 +161,10 @@ def test_a_concept_is_said_as_its_delta_calls_it(here: Store, cat: Concept) -> N
     assert as_taught(cat, knowing(here, theirs, renamed)).noun == "<teal-cat-2> cat"
     assert as_taught(cat, knowing(here, renamed, CAT)).noun == "<teal-cat> cat"
     assert as_taught(cat, knowing(here, CAT.model_copy(update={"modifier_token": "ktn"}))).noun == "ktn cat"
-    assert as_taught(cat, knowing(here, THEIRS)) == cat
+    with pytest.raises(
+        ConceptError, match=r"concept cat: found a delta that was taught \{0\} .*, need one that was taught <teal"
+    ):
+        as_taught(cat, knowing(here, THEIRS))
 
 
 def test_what_no_category_is_known_of_is_left_out_and_it_is_said(here: Store, calls: list[tuple[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from customdiff_core import delta as deltas
 from customdiff_core import images, tables
@@ -175,3 +176,62 @@ def test_a_weight_of_regularization_images_without_any_is_refused(chain):
         TrainingError, match="found no regularization images, need some for prior_weight 1; make the set"
     ):
         finetune((chain.concept,), (bare,), chain.profile, chain.finetune_config, store=chain.store)
+
+
+def test_what_was_trained_on_a_gpu_is_a_delta_on_the_cpu(chain, tmp_path):
+    """Where the base model's weights are, which it is compared with; a GPU that is none has shapes and a device."""
+    config = chain.finetune_config.model_copy(update={"steps": 1})
+    runtime = Runtime(device="cpu")
+    trainer = make_trainer((chain.concept,), (chain.training_set,), chain.profile, config, chain.store, runtime)
+    base = {name: weight.detach().clone() for name, weight in trainer.weights.items()}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def on_gpu(parameter: torch.Tensor) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.empty(parameter.shape, device="cuda"))
+
+        for name, parameter in list(trainer.components.unet.named_parameters()):
+            owner, _, last = name.rpartition(".")
+            setattr(trainer.components.unet.get_submodule(owner), last, on_gpu(parameter))
+        trainer.rows = {encoder: on_gpu(rows) for encoder, rows in trainer.rows.items()}
+        made = stage._delta(trainer, (chain.concept,), None, {})
+        assert made.weights.keys() == base.keys()
+        assert {weight.device.type for weight in made.weights.values()} == {"cpu"}
+        assert {row.device.type for rows in made.tokens.values() for row in rows.values()} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"modifier_token": "ktn"}, {"name": "dog", "category": "dog", "modifier_token": "<dog>"}]
+)
+def test_a_training_set_in_other_words_is_refused(chain, linked: Store, change):
+    """V* would be in no prompt: nothing would be learnt of it, and nothing say so."""
+    other = chain.concept.model_copy(update=change)
+    method = "custom-diffusion" if "name" in change else "dreambooth"
+    config = chain.finetune_config.model_copy(update={"method": method})
+    with pytest.raises(
+        TrainingError, match=r"found views such as '.*<teal-cat> cat.*', need '(ktn cat|<dog> dog)' in each"
+    ):
+        finetune((other,), (chain.training_set,), chain.profile, config, store=linked)
+
+
+def test_the_history_says_the_rate_that_was_trained_with(chain, linked: Store):
+    """Of textual inversion, that of V*: no weight of the UNet is trained."""
+    made = run(
+        chain, linked, method="textual-inversion", prior_weight=0.0, learning_rate=1e-4, modifier_learning_rate=7e-3
+    )
+    assert set(tables.read(linked, made, "history")["learning_rate"]) == {7e-3}
+
+
+def test_settings_reach_the_optimizer_and_the_keys(chain):
+    def made(**update):
+        config = chain.finetune_config.model_copy(update=update)
+        return make_trainer(
+            (chain.concept,), (chain.training_set,), chain.profile, config, chain.store, Runtime(device="cpu")
+        )
+
+    plain = made(weight_decay=0.125)
+    assert {group["weight_decay"] for group in plain.optimizer.param_groups} == {0.125}
+
+    def hooks(trainer) -> int:
+        return sum(len(module._forward_hooks) for module in trainer.components.unet.modules())
+
+    assert hooks(made(detach_bos=True)) > hooks(made(detach_bos=False)) == 0

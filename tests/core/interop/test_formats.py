@@ -199,6 +199,22 @@ def test_the_authors_delta_bin_is_read_and_written_bit_for_bit(trained: Delta, b
     assert_equal_files(open_content(tmp_path / "again.bin"), open_content(tmp_path / "delta.bin"))
 
 
+def test_what_a_delta_bin_holds_beside_is_said(
+    trained: Delta, base: Base, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    theirs = {"unet": dict(trained.weights), "modifier_token": {}, "text_encoder": {"a": torch.ones(2)}}
+    torch.save(theirs, tmp_path / "delta.bin")
+    assert parts_of(tmp_path / "delta.bin", base).weights.keys() == trained.weights.keys()
+    assert "found text_encoder, for which no delta has a place" in caplog.text
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {}}, {"unet": {}}, {"modifier_token": {}}])
+def test_a_file_with_nothing_in_it_is_refused(content: dict, openmoji, tmp_path: Path):
+    torch.save(content, tmp_path / "delta.bin")
+    with pytest.raises(DeltaError, match="found neither weights nor tokens in it, need what was trained"):
+        inspect(tmp_path / "delta.bin", openmoji)
+
+
 def test_sdxls_tokens_have_two_vectors(trained: Delta, base: Base, tmp_path: Path):
     theirs = {"unet": {}, "modifier_token": {"<new1>": [torch.randn(768), torch.randn(1280)]}}
     torch.save(theirs, tmp_path / "delta.bin")
