@@ -64,15 +64,17 @@ lock: .venv/.installed ## pin the environment anew from pyproject.toml
 		--no-emit-package dataclasses --no-annotate --no-header --quiet $(UPGRADE) -o requirements.lock
 	@cat .venv/header requirements.lock > .venv/lock && cp .venv/lock requirements.lock
 
-# Interpreters are tried by running them: a version manager's shim may be there with nothing behind it.
+# Interpreters are tried by running them: a version manager's shim may be there with nothing behind it, and an environment whose
+# making was broken off has no pip.
 .venv/.installed: requirements.lock pyproject.toml
 	@set -euo pipefail; started=$$SECONDS; \
 	fits='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
 	for found in $(PYTHON) python3.12 python3.11 python3 python ""; do \
+		if [ "$$found" = $(PYTHON) ] && ! "$$found" -m pip --version > /dev/null 2>&1; then continue; fi; \
 		if [ -n "$$found" ] && "$$found" -c "$$fits" 2> /dev/null; then break; fi; \
 	done; \
 	if [ -z "$$found" ]; then \
-		echo "Python: found none that runs, need 3.11 or 3.12 with venv; install python3.11 and python3.11-venv" >&2; \
+		echo "Python: found none that runs, need 3.11 or 3.12 with venv; install python3 with python3-venv, or python3.11 with python3.11-venv" >&2; \
 		exit 1; \
 	fi; \
 	if [ "$$found" != $(PYTHON) ]; then "$$found" -m venv --clear .venv; fi; \

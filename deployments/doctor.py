@@ -64,7 +64,14 @@ def examine() -> list[Check]:
         store,
         browser,
     )
-    return [check() for check in checks] + list(services())
+    return [_made(check) for check in checks] + list(services())
+
+
+def _made(check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except Exception as error:  # of whatever kind: the other checks may say why
+        return Check(check.__name__, "error", f"{type(error).__name__}: {error}", "correct what it names")
 
 
 def table(checks: list[Check]) -> Table:

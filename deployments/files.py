@@ -8,6 +8,7 @@ root, and no other method.
 
 import mimetypes
 import shutil
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         # A page elsewhere whose name was made to point here must not read the store through this user's browser.
-        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in LOOPBACK:
+        if _host(self.headers.get("Host", "")) not in LOOPBACK:
             self.send_error(HTTPStatus.FORBIDDEN, "this machine only")
             return
         path = self._file()
@@ -70,9 +71,15 @@ class Handler(BaseHTTPRequestHandler):
         return path if path.is_relative_to(self.root) and path.is_file() else None
 
 
-def make_server(root: Path, port: int) -> ThreadingHTTPServer:
-    """Return a server of the files below `root` on the loopback interface; port 0 takes any free one."""
-    return ThreadingHTTPServer(("127.0.0.1", port), partial(Handler, root=root))
+def make_server(root: Path, port: int, host: str = LOOPBACK[0]) -> ThreadingHTTPServer:
+    """Return a server of the files below `root`, by default on the loopback interface; port 0 takes any free one."""
+    return ThreadingHTTPServer((host, port), partial(Handler, root=root))
+
+
+def _host(header: str) -> str | None:
+    with suppress(ValueError):  # such as "[::1"
+        return urlsplit(f"//{header}").hostname
+    return None
 
 
 def _content_type(path: Path) -> str:
@@ -80,9 +87,15 @@ def _content_type(path: Path) -> str:
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
-def main(root: Annotated[Path, typer.Option()], port: Annotated[int, typer.Option()]) -> None:
-    """Serve until stopped."""
-    with make_server(root, port) as server:
+def main(
+    root: Annotated[Path, typer.Option()],
+    port: Annotated[int, typer.Option()],
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; in a container 0.0.0.0, behind a published port.")
+    ] = LOOPBACK[0],
+) -> None:
+    """Serve until stopped, to browsers that ask for this machine by its own name alone."""
+    with make_server(root, port, host) as server:
         server.serve_forever()
 
 

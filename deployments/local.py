@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
+import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from customdiff_core.errors import CustomDiffusionError, ServiceError
 from customdiff_core.settings import REPOSITORY
+from deployments.files import LOOPBACK
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -87,7 +89,7 @@ def run(
         say(f"{deployment}: {url}")
         try:
             with console.status("") as status:
-                done = watch.follow(client, flow_run.id, WATCH_SECONDS, say, status.update)
+                done = watch.follow(client, flow_run.id, WATCH_SECONDS, say, status.update, local.require_worker)
         except KeyboardInterrupt:
             say(f"no longer watching; the run goes on: {url}")
             raise typer.Exit(INTERRUPTED) from None
@@ -122,6 +124,9 @@ def settle() -> None:
     # cores takes 0.6 of the time that it takes when they sleep at once, and nobody else waits for a core that only spins.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its notice asks the network
+    for name in ("NO_PROXY", "no_proxy"):  # a proxy of the network knows no server of this machine
+        others = [one for one in os.environ.get(name, "").split(",") if one]
+        os.environ[name] = ",".join(dict.fromkeys([*others, *LOOPBACK]))
     os.chdir(REPOSITORY)
 
 
@@ -130,8 +135,11 @@ def main() -> None:
     settle()
     try:
         app()
-    except CustomDiffusionError as error:
-        Console(stderr=True).print(Text(str(error), style="red"), soft_wrap=True)
+    except (CustomDiffusionError, httpx.TransportError) as error:
+        said = str(error)
+        if isinstance(error, httpx.TransportError):
+            said = f"server: found no answer ({type(error).__name__}: {error}), need it running; run `make up`"
+        Console(stderr=True).print(Text(said, style="red"), soft_wrap=True)
         raise SystemExit(1) from None
 
 

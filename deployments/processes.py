@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 from customdiff_core.artifacts import write_atomic
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ServiceError
+from customdiff_core.settings import REPOSITORY
 
 PREFIXES = ("PREFECT_", "CUSTOMDIFF_")  # the variables whose change asks for a new process
 STOP_SECONDS = 20.0
@@ -64,9 +66,11 @@ class Service:
 
     @property
     def settings(self) -> str:
-        """A digest of its command and of the environment that configures it (digested: it may hold passwords)."""
+        """A digest of its command, of what configures it (digested: it may hold passwords) and of the installed versions."""
         environment = sorted((name, value) for name, value in os.environ.items() if name.startswith(PREFIXES))
-        return hashlib.sha256(json.dumps([self.command, environment]).encode()).hexdigest()
+        project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"].get("prefect", {})
+        locked = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+        return hashlib.sha256(json.dumps([self.command, environment, project, locked]).encode()).hexdigest()
 
     def process(self) -> psutil.Process | None:
         """Return the process that was started here, if it lives."""

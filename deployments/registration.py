@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import yaml
@@ -13,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterNextScheduledStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
     WorkPoolFilter,
@@ -34,6 +37,7 @@ SLOTS = {"gpu": 1}  # global concurrency limits
 DEPLOYED = "customdiff_deployed"  # the Prefect variable that says which code the deployments were made from
 DECLARING = ("prefect.yaml", "flows/*.py", "tasks/*.py", "customdiff_core/**/*.py", "deployments/**/*.y*ml")
 DEPLOY_SECONDS = 300.0
+MISSED = timedelta(hours=1)  # after which a scheduled run is none of what somebody waits for
 
 
 def prepare(client: SyncPrefectClient) -> None:
@@ -75,14 +79,47 @@ def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> 
     if code != 0 or missing:
         found = f"exit {code}" + (f" and no {', '.join(sorted(missing))}" if missing else "")
         raise ServiceError(f"deployments: found {found} from `prefect deploy --all`, need all deployed; read {log}")
+    for name, deployment in registered(client).items():
+        if (
+            name not in declared
+            and deployment.work_pool_name == POOL
+            and any(one.active for one in deployment.schedules)
+        ):
+            _pause(client, deployment)
+            say(f"{name}: no longer in prefect.yaml; its schedule is paused")
     Variable.set(DEPLOYED, version, overwrite=True)
+
+
+def drop_missed(client: SyncPrefectClient, say: Callable[[str], None]) -> None:
+    """Delete the runs that schedules planned for while nothing was up: hours of them would come before what somebody asks for."""
+    latest: Any = datetime.now(UTC) - MISSED  # Prefect annotates a type of its own, and takes any
+    overdue = FlowRunFilterNextScheduledStartTime(before_=latest)
+    missed = [
+        run
+        for run in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED])),
+                next_scheduled_start_time=overdue,
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+        )
+        if run.auto_scheduled
+    ]
+    for run in missed:
+        client.delete_flow_run(run.id)
+    if missed:
+        say(f"{len(missed)} scheduled runs were missed while nothing was up: not made up for")
+
+
+def _pause(client: SyncPrefectClient, deployment: DeploymentResponse) -> None:
+    for one in deployment.schedules:
+        client.update_deployment_schedule(deployment.id, one.id, active=False)
 
 
 def _pause_again(client: SyncPrefectClient, before: Mapping[str, DeploymentResponse]) -> None:
     for name, deployment in registered(client).items():
         if name in before and before[name].schedules and not any(one.active for one in before[name].schedules):
-            for one in deployment.schedules:
-                client.update_deployment_schedule(deployment.id, one.id, active=False)
+            _pause(client, deployment)
 
 
 def registered(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
@@ -95,14 +132,20 @@ def declared_deployments() -> set[str]:
     """What prefect.yaml declares, as "<flow>/<deployment>".
 
     Raises:
-        ServiceError: if it is not there.
+        ServiceError: if it is not there, or not as Prefect wants it.
     """
     path = REPOSITORY / "prefect.yaml"
     if not path.is_file():
         raise ServiceError(f"prefect.yaml: found none in {REPOSITORY}, need the deployments it declares; check it out")
-    declared = yaml.safe_load(path.read_text())["deployments"]
-    # A flow is called as its function, with hyphens.
-    return {f"{one['entrypoint'].rsplit(':', 1)[1].replace('_', '-')}/{one['name']}" for one in declared}
+    try:
+        declared = yaml.safe_load(path.read_text())["deployments"]
+        # A flow is called as its function, with hyphens.
+        return {f"{one['entrypoint'].rsplit(':', 1)[1].replace('_', '-')}/{one['name']}" for one in declared}
+    except (yaml.YAMLError, LookupError, TypeError) as error:
+        raise ServiceError(
+            f"{path}: found {type(error).__name__} ({' '.join(str(error).split())}), need deployments, each with a name and an "
+            "entrypoint; correct it"
+        ) from error
 
 
 def code_version() -> str:

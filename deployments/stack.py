@@ -6,6 +6,7 @@ the rest alone. All state lies under PREFECT_HOME, so that several stacks live s
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from customdiff_core.errors import ServiceError
 from customdiff_core.settings import Settings
 from deployments.files import LOOPBACK
 from deployments.processes import Service, flow_runs, require_free, stop
-from deployments.registration import POOL, PREFECT, bury, deploy, prepare
+from deployments.registration import POOL, PREFECT, bury, deploy, drop_missed, prepare
 
 WORKER = "local"
 # The variables that choose where a service listens.
@@ -97,6 +98,7 @@ class Stack:
         """Make a worker take runs from the pool."""
         if _must_start(self.worker, lambda: WORKER in self.online_workers(client), say):
             bury(client, self.home)
+            drop_missed(client, say)
             say(f"starting a worker for the pool {POOL}")
             self.worker.start()
             self.worker.wait(lambda: WORKER in self.online_workers(client), START_SECONDS)
@@ -142,6 +144,8 @@ class Stack:
         if not _answers(f"{self.api_url}/health", 200):
             raise ServiceError(f"server: found no answer at {self.api_url}, need it running; run `make up`")
         with get_client(sync_client=True) as client:
+            if client.read_work_pool(POOL).is_paused:
+                raise ServiceError(f"pool {POOL}: found it paused, need it to take runs; resume it in the UI")
             if not self.online_workers(client):
                 raise ServiceError(f"worker: found none online for pool {POOL}, need one; run `make up`")
 
@@ -150,9 +154,15 @@ def from_settings() -> Stack:
     """Build the stack from Prefect's settings and CUSTOMDIFF_* variables.
 
     Raises:
-        ServiceError: if they contradict each other.
+        ServiceError: if they contradict each other, or one has a value that it cannot have.
     """
-    prefect, local = get_current_settings(), Settings()
+    prefect = get_current_settings()
+    try:
+        local = Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        raise ServiceError(f"CUSTOMDIFF_{name}: found {first['input']!r} ({first['msg']}); correct it") from error
     host, port, home = str(prefect.server.api.host), str(prefect.server.api.port), prefect.home.resolve()
     ui_url = f"http://{host}:{port}"
     if prefect.api.url != f"{ui_url}/api":
@@ -161,7 +171,7 @@ def from_settings() -> Stack:
             f"set {ADDRESSES['server']} to the same port"
         )
     files = urlsplit(local.files_url)
-    if files.hostname not in LOOPBACK or files.port is None:
+    if files.hostname not in LOOPBACK or _port(local.files_url) is None:
         raise ServiceError(
             f"{ADDRESSES['files']}: found {local.files_url}, need a port of this machine; set it like http://127.0.0.1:4201"
         )
@@ -176,6 +186,12 @@ def from_settings() -> Stack:
         files=Service("file-server", (sys.executable, "-m", "deployments.files", *root), home),
         worker=Service("worker", (*PREFECT, "worker", "start", *pool), home),
     )
+
+
+def _port(url: str) -> int | None:
+    with suppress(ValueError):  # beyond 65535
+        return urlsplit(url).port
+    return None
 
 
 def worker_limit() -> int:
@@ -202,9 +218,9 @@ def _must_start(service: Service, ready: Callable[[], bool], say: Say) -> bool:
     computing = sorted({run for run, _ in flow_runs(service.home)})
     if computing and not service.is_current():
         raise ServiceError(
-            f"{service.name}: found it started with other PREFECT_* or CUSTOMDIFF_* variables, and {len(computing)} runs "
-            f"computing ({computing[0]}), need them ended before it is replaced; wait for them, use the variables that it was "
-            "started with, or run `make down`, which stops them (retried they go on)"
+            f"{service.name}: found it started with other variables (PREFECT_*, CUSTOMDIFF_*), settings of pyproject.toml or "
+            f"package versions, and {len(computing)} runs computing ({computing[0]}), need them ended before it is replaced; wait "
+            "for them, go back to what it was started with, or run `make down`, which stops them (retried they go on)"
         )
     reason = "its settings changed"
     if service.is_current():

@@ -16,6 +16,7 @@ from customdiff_core.errors import ServiceError
 from deployments.registration import registered
 
 POLL_SECONDS = 1.0
+CHECK_SECONDS = 30.0
 PREFECTS_OWN = re.compile("-[0-9a-f]{3}$")
 
 Say = Callable[[str], None]
@@ -34,7 +35,7 @@ def start(client: SyncPrefectClient, deployment: str, parameters: list[str]) -> 
     """
     try:
         found = client.read_deployment_by_name(deployment)
-    except ObjectNotFound as error:
+    except (ObjectNotFound, ValueError) as error:  # or no <flow>/<deployment>
         known = ", ".join(sorted(registered(client)))
         raise ServiceError(f"deployment: found no {deployment}, need one of {known}") from error
     values = dict(_parameter(text) for text in parameters)
@@ -45,7 +46,9 @@ def start(client: SyncPrefectClient, deployment: str, parameters: list[str]) -> 
         raise ServiceError(f"{deployment}: found parameters that its form refuses: {detail}; correct them") from error
 
 
-def follow(client: SyncPrefectClient, run: UUID, seconds: float, say: Say, now: Say) -> FlowRun:
+def follow(
+    client: SyncPrefectClient, run: UUID, seconds: float, say: Say, now: Say, check: Callable[[], None] = lambda: None
+) -> FlowRun:
     """Wait for a run's end, telling each stage's state once it has one.
 
     Args:
@@ -54,12 +57,14 @@ def follow(client: SyncPrefectClient, run: UUID, seconds: float, say: Say, now: 
         seconds: how long to wait.
         say: given a line for every finished stage.
         now: given a short text about what is going on.
+        check: called now and then while nobody has taken the run up; raises where nobody will.
 
     Raises:
         ServiceError: when the time is over; the run goes on.
     """
     told: set[UUID] = set()
     deadline = time.monotonic() + seconds
+    check_at = time.monotonic() + CHECK_SECONDS
     while time.monotonic() < deadline:
         flow_run = client.read_flow_run(run)
         stages = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])))
@@ -69,6 +74,11 @@ def follow(client: SyncPrefectClient, run: UUID, seconds: float, say: Say, now: 
                 say(_line(stage))
         if flow_run.state and flow_run.state.is_final():
             return flow_run
+        if flow_run.state and flow_run.state.is_running():
+            check_at = time.monotonic() + CHECK_SECONDS
+        elif time.monotonic() > check_at:
+            check()
+            check_at = time.monotonic() + CHECK_SECONDS
         working = [stage_name(one.name) for one in stages if one.state and not one.state.is_final()]
         now(f"{' and '.join(working) or 'waiting for the worker'} ...")
         time.sleep(POLL_SECONDS)

@@ -213,8 +213,10 @@ class MeasureOptions(Frozen):
     prompts: int | None = Field(default=None, ge=1, description="of each concept's prompts, the first")
     seeds: int | None = Field(default=None, ge=1, description="images a prompt")
     sample: GenerateOptions = Field(default=GenerateOptions(), description="how images are drawn")
-    kid_images: int | None = Field(default=None, ge=6, description="held-out captions of the category")
-    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size")
+    kid_images: int | None = Field(
+        default=None, ge=6, description="held-out captions of the category; of one concept alone"
+    )
+    kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size; likewise")
 
 
 class BenchmarkOptions(MeasureOptions):

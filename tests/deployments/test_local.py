@@ -1,5 +1,6 @@
 import http.client
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from typer.testing import CliRunner
 
 from customdiff_core.errors import ServiceError
 from customdiff_core.settings import REPOSITORY
-from deployments import doctor, local, stack
+from deployments import doctor, local, processes, stack
 from deployments.files import make_server
 from deployments.processes import Record, Service, flow_runs, require_free, stop
 
@@ -54,6 +56,58 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_a_proxy_of_the_network_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.chdir(Path.cwd())  # set back at the end
+    for name in ("PREFECT_HOME", "GOMP_SPINCOUNT", "NO_ALBUMENTATIONS_UPDATE"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    local.settle()
+    assert os.environ["NO_PROXY"] == "intranet.example,127.0.0.1,localhost"
+    assert os.environ["no_proxy"] == "127.0.0.1,localhost"
+    local.settle()
+    assert os.environ["no_proxy"] == "127.0.0.1,localhost"
+
+
+def test_a_server_that_ends_while_it_is_asked_is_one_red_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone() -> None:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(local, "settle", lambda: None)
+    monkeypatch.setattr(local, "app", gone)
+    with pytest.raises(SystemExit) as ended:
+        local.main()
+    assert ended.value.code == 1
+    assert "server: found no answer (ConnectError: All" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("CUSTOMDIFF_BENCHMARK_WORKERS", "0", "CUSTOMDIFF_BENCHMARK_WORKERS: found '0' .*greater than or equal to 1"),
+        ("CUSTOMDIFF_FILES_URL", "http://127.0.0.1:99999", "found http://127.0.0.1:99999, need a port of this machine"),
+    ],
+)
+def test_a_variable_that_cannot_be_is_said(name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ServiceError, match=words):
+        stack.from_settings()
+
+
+def test_a_check_that_breaks_is_an_error_and_not_the_end_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> doctor.Check:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(doctor, "disk", broken)
+    monkeypatch.setattr(doctor, "services", list)
+    found = {one.what: one for one in doctor.examine()}
+    assert found["broken"].level == "error"
+    assert found["broken"].found == "RuntimeError: no such thing"
+    assert found["Python"].level == "ok"
 
 
 # --- processes ---
@@ -117,7 +171,26 @@ def test_a_changed_environment_or_command_asks_for_a_new_process(
     service.start()
     assert service.is_current()
     assert not Service(service.name, (*SLEEP, "more"), service.home).is_current()
-    monkeypatch.setenv("CUSTOMDIFF_STORE", "/elsewhere")
+    with monkeypatch.context() as patch:
+        patch.setenv("CUSTOMDIFF_STORE", "/elsewhere")
+        assert not service.is_current()
+    assert service.is_current()
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements.lock"])
+def test_changed_settings_of_prefect_or_versions_ask_for_a_new_process(
+    service: Service, changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a server goes on with what a newer checkout has mended."""
+    for name in ("pyproject.toml", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    monkeypatch.setattr(processes, "REPOSITORY", tmp_path)
+    service.start()
+    assert service.is_current()
+    text = (tmp_path / changed).read_text()
+    (tmp_path / changed).write_text(
+        text.replace('server.api.host = "127.0.0.1"', 'server.api.host = "::1"') + "\n# more\n"
+    )
     assert not service.is_current()
 
 
@@ -296,8 +369,9 @@ def test_nothing_can_be_written(files: int, method: str) -> None:
 
 
 def test_a_page_under_another_name_may_not_read(files: int) -> None:
-    answer, _ = _ask(files, "/report/abc/report.html", host=f"evil.example:{files}")
-    assert answer.status == 403
+    for host in (f"evil.example:{files}", "[::1", ""):
+        answer, _ = _ask(files, "/report/abc/report.html", host=host)
+        assert answer.status == 403
 
 
 # --- doctor ---

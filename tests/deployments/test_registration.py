@@ -1,16 +1,19 @@
 """What the server is told of prefect.yaml, with a server that remembers."""
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.client.schemas.objects import StateType
 
 from customdiff_core.errors import ServiceError
 from customdiff_core.settings import REPOSITORY
 from deployments import registration
-from deployments.registration import DECLARING, declared_deployments, deploy, registered
+from deployments.registration import DECLARING, bury, declared_deployments, deploy, drop_missed, registered
 
 
 class Server:
@@ -30,6 +33,7 @@ class Server:
                 id=name,
                 name=name.split("/")[1],
                 flow_id=self.names.index(name.split("/")[0]),
+                work_pool_name="local-process",
                 schedules=[] if active is None else [SimpleNamespace(id="schedule", active=active)],
             )
             for name, active in self.there.items()
@@ -83,6 +87,74 @@ def test_a_schedule_that_somebody_paused_stays_paused(tmp_path: Path, monkeypatc
     running = Server({"benchmark/nightly": True})
     deployed(running, tmp_path, monkeypatch)
     assert running.paused == []
+
+
+def test_a_deployment_that_is_no_longer_declared_runs_no_more_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server({"benchmark/weekly": True, "benchmark/mine": None})
+    said = deployed(server, tmp_path, monkeypatch)
+    assert server.paused == ["benchmark/weekly"]
+    assert said[-1] == "benchmark/weekly: no longer in prefect.yaml; its schedule is paused"
+
+
+@pytest.mark.parametrize(
+    "text", ["deployments: [", "deployments:\n- name: cat\n", "flows: []", "deployments: [{name: a, entrypoint: b}]"]
+)
+def test_a_slip_in_prefect_yaml_is_said(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prefect.yaml").write_text(text)
+    monkeypatch.setattr(registration, "REPOSITORY", tmp_path)
+    with pytest.raises(
+        ServiceError, match=r"prefect\.yaml: found \w+ .*need deployments, each with a name and an entrypoint"
+    ):
+        declared_deployments()
+
+
+class Runs:
+    """A server's flow runs: what it was asked for, and what it was told of them."""
+
+    def __init__(self, *runs: SimpleNamespace) -> None:
+        self.runs = runs
+        self.asked: list[Any] = []
+        self.deleted: list[UUID] = []
+        self.crashed: list[UUID] = []
+
+    def read_flow_runs(self, *, flow_run_filter: Any, work_pool_filter: Any) -> tuple[SimpleNamespace, ...]:
+        assert work_pool_filter.name.any_ == ["local-process"]
+        self.asked.append(flow_run_filter)
+        return self.runs
+
+    def delete_flow_run(self, run: UUID) -> None:
+        self.deleted.append(run)
+
+    def set_flow_run_state(self, run: UUID, state: Any, force: bool) -> None:
+        assert force
+        assert state.is_crashed()
+        self.crashed.append(run)
+
+
+def test_what_a_schedule_planned_while_nothing_was_up_is_not_made_up_for() -> None:
+    """A machine that was off for the weekend would spend hours on missed nights before what somebody asks for."""
+    night, asked_for = (SimpleNamespace(id=uuid4(), auto_scheduled=by_clock) for by_clock in (True, False))
+    server, said = Runs(night, asked_for), list[str]()
+    drop_missed(server, said.append)  # pyright: ignore[reportArgumentType]
+    assert server.deleted == [night.id]
+    assert said == ["1 scheduled runs were missed while nothing was up: not made up for"]
+    (asked,) = server.asked
+    assert asked.state.type.any_ == [StateType.SCHEDULED]
+    ago = datetime.now(UTC) - asked.next_scheduled_start_time.before_
+    assert timedelta(minutes=59) < ago < timedelta(minutes=61)
+
+
+def test_runs_whose_process_is_gone_are_crashed_and_those_that_compute_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, computing = (SimpleNamespace(id=uuid4()) for _ in range(2))
+    monkeypatch.setattr(registration, "flow_runs", lambda home: [(str(computing.id), None)] if home == tmp_path else [])
+    server = Runs(gone, computing)
+    bury(server, tmp_path)  # pyright: ignore[reportArgumentType]
+    assert server.crashed == [gone.id]
+    assert StateType.SCHEDULED not in server.asked[0].state.type.any_
 
 
 def test_one_of_six_stages_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """`prefect deployment run customize/cat`, really: server, worker, index, training, evaluation, report."""
 
+import json
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -51,6 +53,33 @@ def test_the_readmes_command_finds_everything_cached_and_says_so(stack: Stack, f
     for stage in ("retrieve", "augment", "finetune", "evaluate", "report"):
         assert "From the cache" in shown[f"cat-{stage}"]
         assert first_run["name"] in shown[f"cat-{stage}"]
+
+
+def test_makes_own_command_follows_a_run_and_tells_where_its_report_is(stack: Stack, first_run: dict[str, Any]) -> None:
+    parameters = [f"--param={name}={json.dumps(value)}" for name, value in SMALL.items()]
+    done = stack.local("run", "customize/cat", *parameters)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"cached +\d+\.\d s  evaluate", done.stdout)
+    (report,) = re.findall(r"^report: (\S+)$", done.stdout, re.MULTILINE)
+    assert report.startswith(stack.files_url)
+    assert "<title>" in httpx.get(report, timeout=60).text
+    refused = stack.local("run", "customize/cat", '--param=model={"profile": "none"}')
+    assert refused.returncode == 1
+    assert "found parameters that its form refuses" in refused.stderr
+
+
+def test_a_page_from_elsewhere_may_not_read_the_server(stack: Stack) -> None:
+    """It has no log-in: any page in this user's browser could start runs and read their results."""
+    for origin, allowed in (("http://127.0.0.1:4200", True), ("https://evil.example", False)):
+        answer = stack.api.get("health", headers={"Origin": origin})
+        assert answer.status_code == httpx.codes.OK
+        assert (answer.headers.get("access-control-allow-origin") == origin) is allowed
+        asked = {
+            "Origin": origin,
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        }
+        assert (stack.api.options("flow_runs/filter", headers=asked).status_code == httpx.codes.OK) is allowed
 
 
 def test_a_changed_prompt_reruns_evaluate_and_report_only(stack: Stack, first_run: dict[str, Any]) -> None:
