@@ -173,7 +173,7 @@ def from_settings() -> Stack:
     files = urlsplit(local.files_url)
     if files.hostname not in LOOPBACK or _port(local.files_url) is None:
         raise ServiceError(
-            f"{ADDRESSES['files']}: found {local.files_url}, need a port of this machine; set it like http://127.0.0.1:4201"
+            f"{ADDRESSES['file-server']}: found {local.files_url}, need a port of this machine; set it like http://127.0.0.1:4201"
         )
 
     root = ("--root", str(local.store), "--port", str(files.port))
