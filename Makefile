@@ -29,7 +29,7 @@ check: .venv/.installed ## format, lint, types and import directions
 	@$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 	@$(PYTHON) -c 'from importlinter.cli import lint_imports_command as lint; lint()'
 
-bench: .venv/.installed ## measure what the caches save, side by side
+bench: .venv/.installed ## measure speeds against the plain way, side by side
 	@$(PYTHON) -m deployments.bench
 	@$(PYTHON) -m deployments.bench_merge
 	@$(PYTHON) -m deployments.bench_step
@@ -43,9 +43,9 @@ figures: up ## make every table and picture of README, docs and model card anew:
 	@$(PYTHON) -m deployments.showcase_methods --page docs/methods.md
 	@$(PYTHON) -m deployments.showcase_together --page docs/methods.md
 	@$(PYTHON) -m deployments.local run search/custom-diffusion
-	@.venv/bin/customdiff table openmoji-custom-diffusion --page README.md
+	@.venv/bin/customdiff table openmoji-custom-diffusion --page docs/results.md
 	@$(PYTHON) -m deployments.local run benchmark/nightly
-	@.venv/bin/customdiff table openmoji-nightly --page README.md
+	@.venv/bin/customdiff table openmoji-nightly --page docs/results.md
 
 up: .venv/.installed ## start server, worker and file server, and deploy; safe to repeat
 	@$(PYTHON) -m deployments.local up

@@ -101,14 +101,17 @@ class Store:
         noted = sorted(self.root.glob(f"checkpoints/*/*/{INPUTS}"))
         return [path.parent for path in noted if not set(json.loads(path.read_bytes())).isdisjoint(digests)]
 
+    @property
+    def withdrawn(self) -> frozenset[str]:
+        """Digests of artifacts of which nothing may be made any more."""
+        path = self.root / WITHDRAWN
+        return frozenset(json.loads(path.read_bytes())) if path.is_file() else frozenset()
+
     def withdraw(self, artifacts: Iterable[Artifact]) -> None:
-        """Remove artifacts, and let nothing be made of them any more: what is being made now is refused at its end."""
-        gone, path = list(artifacts), self.root / WITHDRAWN
+        """Note that nothing may be made of these any more: what is being made of them now is refused at its end."""
+        path = self.root / WITHDRAWN
         with FileLock(path.with_name(f".{path.name}.lock")):
-            digests = {one.sha256 for one in gone} | self._withdrawn()
-            write_atomic(path, json.dumps(sorted(digests)).encode())
-        for artifact in gone:
-            self.remove(artifact)
+            write_atomic(path, json.dumps(sorted({one.sha256 for one in artifacts} | self.withdrawn)).encode())
 
     def manifest(self, artifact: Artifact) -> Manifest:
         """Read an artifact's manifest.
@@ -150,7 +153,7 @@ class Store:
                 temporary.rename(parent / recipe.key)
                 _sync(parent)
         # Looked at when it is in its place: whoever withdraws an input now finds it there.
-        if not self._withdrawn().isdisjoint(recipe.inputs.values()):
+        if not self.withdrawn.isdisjoint(recipe.inputs.values()):
             self.remove(manifest.artifact)
             raise StoreError(
                 f"{recipe.kind} {recipe.key}: found that what it was made from was withdrawn meanwhile (customdiff forget), need "
@@ -238,10 +241,6 @@ class Store:
         except FileNotFoundError:  # another process was first
             return
         shutil.rmtree(aside, ignore_errors=True)
-
-    def _withdrawn(self) -> frozenset[str]:
-        path = self.root / WITHDRAWN
-        return frozenset(json.loads(path.read_bytes())) if path.is_file() else frozenset()
 
     def _seal(self, folder: Path, recipe: Recipe, rows: int, seconds: float, volatile: tuple[str, ...]) -> Manifest:
         """Hash and sync the files, then write the manifest: from here on the artifact is complete."""

@@ -165,8 +165,8 @@ def openmoji() -> Profile:
         # of different scenes 13 come as near in both at a similarity of 0.95, 9 at 0.98. Drawings look alike to a hash alone.
         retrieve=RetrieveConfig(near_hash=6, near_similarity=0.97),
         augment=AugmentConfig(resolution=64, flat_canvas=True),  # else a far V* is drawn near, or twice
-        # Found on the cat (README, "What was tried"): larger steps than a real model's, a larger batch and an average of the last
-        # weights, since this small model's steps are noisy, and twice the weight on the regularization images.
+        # Found on the cat (docs/results.md, "What was tried"): larger steps than a real model's, a larger batch and an average of
+        # the last weights, since this small model's steps are noisy, and twice the weight on the regularization images.
         finetune=FinetuneConfig(
             steps=400,
             learning_rate=4e-4,

@@ -3,7 +3,7 @@
 customdiff train cat dog --joint          customdiff compose cat dog teddybear.bin --token "<teddy>" --category "teddy bear"
 customdiff generate cat "a crying {}"     customdiff convert cat delta.bin --to authors
 customdiff inspect delta.bin              customdiff compress cat --megabytes 1
-customdiff evaluate cat                   customdiff table openmoji-nightly --page README.md
+customdiff evaluate cat                   customdiff table openmoji-nightly --page page.md
 customdiff lay-out dataset.json dataset_multiconcept.json
 """
 

@@ -53,7 +53,12 @@ def plan(url: str, store: Store) -> Forgotten:
         )
     digest = url_digest(url)
     manifests = [one for kind in _kinds(store) for one in store.manifests(kind)]
-    found = {one.artifact.key: one for one in manifests if _holds(store.path(one.artifact), url)}
+    withdrawn = store.withdrawn  # by an earlier wish, whose sweep this was too late for
+    found = {
+        one.artifact.key: one
+        for one in manifests
+        if _holds(store.path(one.artifact), url) or not withdrawn.isdisjoint(one.recipe.inputs.values())
+    }
     while grown := {
         one.artifact.key: one for one in manifests if one.artifact.key not in found and _made_from(one, found.values())
     }:
@@ -93,18 +98,25 @@ def forget(url: str, store: Store) -> Forgotten:
             f"forget: found nothing of {url} in {store.root}, need the link as regularization.parquet has it; copy it from there"
         )
     remember_forgotten(store, planned.digest)
-    planned = plan(url, store)  # again: what was ended just before it was remembered
+    # Again, until nothing is found that was ended meanwhile: what ends from now on is refused.
+    planned = plan(url, store)
+    while fresh := [one for one in planned.artifacts if _is_fresh(one, store)]:
+        store.withdraw(fresh)
+        planned = plan(url, store)
     try:
         seen = {digest for artifact in planned.artifacts for digest in _images(store.path(artifact))}
     except (pa.ArrowException, OSError):
         seen = None  # a damaged table does not say what it held
     embeddings.forget(seen, store)
-    store.withdraw(one for one in planned.artifacts if one.kind in WITHDRAWN)
     for artifact in planned.artifacts:
         store.remove(artifact)
     for folder in planned.folders:
         shutil.rmtree(folder, ignore_errors=True)
     return planned
+
+
+def _is_fresh(artifact: Artifact, store: Store) -> bool:
+    return artifact.kind in WITHDRAWN and artifact.sha256 not in store.withdrawn
 
 
 def _shelved(shelf: Path, url: str) -> bool:

@@ -182,8 +182,8 @@ def test_the_readmes_table_is_renewed_between_its_marks(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("kind", ["benchmark", "search"])
-def test_the_readmes_own_tables_are_made_by_the_command(kind: str) -> None:
-    _, _, rest = (REPOSITORY / "README.md").read_text(encoding="utf-8").partition(f"<!-- {kind} -->")
+def test_the_tables_of_results_are_made_by_the_command(kind: str) -> None:
+    _, _, rest = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8").partition(f"<!-- {kind} -->")
     table, end, _ = rest.partition(f"<!-- /{kind} -->")
     assert end
     assert "| Text alignment |" in table or "| text alignment |" in table

@@ -210,26 +210,17 @@ def test_each_stage_sends_its_page_under_a_key_of_its_own(
     assert sent[1][1] == pages.retrieved(cat, chain["regularization"], store)
 
 
-def test_a_server_that_takes_no_page_is_logged_and_the_run_goes_on(
+@pytest.mark.parametrize(("where", "name"), [(publish, "create_markdown_artifact"), (pages, "finetuned")])
+def test_a_page_that_the_server_does_not_take_or_nobody_can_build_is_logged_and_the_run_goes_on(
+    where: Any,
+    name: str,
     sent: list[tuple[str, str]],
     chain: dict[str, Artifact],
     cat: Concept,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(publish, "create_markdown_artifact", refuse)
-    publish.finetuned((cat,), chain["delta"])
-    assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text
-
-
-def test_a_page_that_cannot_be_built_is_logged_and_the_run_goes_on(
-    sent: list[tuple[str, str]],
-    chain: dict[str, Artifact],
-    cat: Concept,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(pages, "finetuned", refuse)
+    monkeypatch.setattr(where, name, refuse)
     publish.finetuned((cat,), chain["delta"])
     assert sent == []
     assert "cat-finetune: not shown in the UI (ConnectionError: server away)" in caplog.text

@@ -124,6 +124,22 @@ def test_what_is_being_made_of_it_is_not_kept(store: Store, chain: dict[str, Art
     store.make(other, lambda folder: tables.write(folder / "delta.parquet", [{"x": 1}]))
 
 
+def test_what_was_ended_during_the_sweep_goes_too(store: Store, chain: dict[str, Artifact], monkeypatch):
+    """A training may get its place after the sweep looked there, and before its input was withdrawn."""
+    late: list[Artifact] = []
+    real = Store.withdraw
+
+    def meanwhile(self: Store, artifacts):
+        if not late:
+            late.append(make(self, "delta", "late", "x", training_set=chain["training with"]))
+        real(self, artifacts)
+
+    monkeypatch.setattr(Store, "withdraw", meanwhile)
+    removed = forget(URL, store).artifacts
+    assert late[0] in removed
+    assert not store.path(late[0]).exists()
+
+
 def test_what_img2dataset_was_fetching_goes_too(store: Store):
     folder = store.scratch("regularization", "k") / "img2dataset" / "some"
     folder.mkdir(parents=True)
