@@ -16,9 +16,10 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -98,8 +99,12 @@ class Store:
 
     def unfinished(self, digests: Collection[str]) -> list[Path]:
         """Return the scratch folders of stages that work, or worked, on artifacts with one of these digests."""
-        noted = sorted(self.root.glob(f"checkpoints/*/*/{INPUTS}"))
-        return [path.parent for path in noted if not set(json.loads(path.read_bytes())).isdisjoint(digests)]
+        found: list[Path] = []
+        for path in sorted(self.root.glob(f"checkpoints/*/*/{INPUTS}")):
+            with suppress(FileNotFoundError):  # its stage is done
+                if not set(json.loads(path.read_bytes())).isdisjoint(digests):
+                    found.append(path.parent)
+        return found
 
     @property
     def withdrawn(self) -> frozenset[str]:
@@ -155,6 +160,8 @@ class Store:
         # Looked at when it is in its place: whoever withdraws an input now finds it there.
         if not self.withdrawn.isdisjoint(recipe.inputs.values()):
             self.remove(manifest.artifact)
+            for key in (recipe.key, recipe.base_key):
+                shutil.rmtree(self.root / "checkpoints" / recipe.kind / key, ignore_errors=True)
             raise StoreError(
                 f"{recipe.kind} {recipe.key}: found that what it was made from was withdrawn meanwhile (customdiff forget), need "
                 "it made anew; run this again from the retrieval on"
@@ -173,8 +180,10 @@ class Store:
             raise StoreError(f"{kind} {key}: found {problems[0]}, need a whole artifact; run the {kind} stage again")
         return self._read_manifest(folder).artifact
 
-    def newest(self, kind: str, *, inputs: Mapping[str, str] = {}, **labels: str) -> Artifact:
-        """Return the newest whole artifact of a kind whose inputs and labels agree, such as concept="cat".
+    def newest(
+        self, kind: str, *, inputs: Mapping[str, str] = {}, config: Mapping[str, Any] = {}, **labels: str
+    ) -> Artifact:
+        """Return the newest whole artifact of a kind whose inputs, settings and labels agree, such as concept="cat".
 
         Raises:
             StoreError: if there is none.
@@ -182,12 +191,14 @@ class Store:
         fitting = [
             one
             for one in self.manifests(kind)
-            if labels.items() <= one.recipe.labels.items() and inputs.items() <= one.recipe.inputs.items()
+            if labels.items() <= one.recipe.labels.items()
+            and inputs.items() <= one.recipe.inputs.items()
+            and all(one.recipe.config.get(name) == value for name, value in config.items())
         ]
         found = self.first_whole(sorted(fitting, key=lambda one: one.created, reverse=True))
         if found:
             return found
-        wanted = ", ".join(f"{name} {value}" for name, value in {**labels, **inputs}.items()) or "any label"
+        wanted = ", ".join(f"{name} {value}" for name, value in {**labels, **inputs, **config}.items()) or "any label"
         raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
 
     def first_whole(self, found: Iterable[Manifest]) -> Artifact | None:

@@ -10,6 +10,7 @@ Two shapes of JSON, read as they are:
 Paths in them are relative to the JSON file. Everything in them is somebody else's: paths may not leave the folder.
 """
 
+import logging
 import re
 import tempfile
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from customdiff_core import images, profiles
 from customdiff_core.concepts import PLACEHOLDER
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError
+
+logger = logging.getLogger(__name__)
 
 TOKEN = re.compile(r"<[A-Za-z0-9_-]+>")
 PLACES = re.compile(r"\{\d?\}")  # {} for one concept; {0} and {1} for two
@@ -191,16 +194,18 @@ def _named(found: Sequence[Published]) -> dict[str, Published]:
     """Each concept once, by its name; of several entries the last.
 
     Raises:
-        ConceptError: where two concepts have one name, and so would have one folder.
+        ConceptError: where the pictures of two folders would have one name, and so one folder.
     """
     every: dict[str, Published] = {}
     for one in found:
-        other = every.setdefault(one.name, one)
-        if (other.pictures.resolve(), other.category) != (one.pictures.resolve(), one.category):
+        other = every.get(one.name, one)
+        if other.pictures.resolve() != one.pictures.resolve():
             raise ConceptError(
-                f"list of concepts: found the name {one.name} for {other.pictures} ({other.category}) and for {one.pictures} "
-                f"({one.category}), need one for each; rename one of the folders"
+                f"list of concepts: found the name {one.name} for {other.pictures} and for {one.pictures}, need one for each; "
+                "rename one of the folders"
             )
+        if other.category != one.category:  # CustomConcept101's own lists have one such slip
+            logger.warning("%s: found it called %s and %s; taking the last", one.name, other.category, one.category)
         every[one.name] = one
     return every
 

@@ -42,8 +42,9 @@ from customdiff_core.world.drawings import load_drawings
 
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
-FREE = ("steps", "seed", "preview_prompts", "preview_every")  # in which trainings with a profile's settings may differ
 TOGETHER_TEMPLATE = PACKAGE / "evaluation" / "report_together.html.jinja"
+# In which trainings with a profile's settings may differ.
+FREE = ("steps", "seed", "preview_prompts", "preview_every", "precision", "optimizer", "compiled")
 
 
 def build_index(profile: Profile, config: IndexConfig) -> Recipe:

@@ -159,13 +159,14 @@ def inception_digest(source: InceptionSource) -> str:
     return file_digest(source.path)
 
 
-def require(profile: Profile, *, search: bool = True, judge: bool = True) -> None:
+def require(profile: Profile, *, search: bool = True, judge: bool = True, measure: bool = True) -> None:
     """Check, before any work, that what a run will need of a profile is on this machine.
 
     Args:
         profile: what is to be used.
         search: whether captions are searched: needs an index or backend, and its CLIP.
-        judge: whether pictures are judged: needs the judge, held-out images, and what else the profile measures by.
+        judge: whether pictures are judged: needs the judge.
+        measure: whether one concept is measured in full: needs held-out images, and what else the profile measures by.
 
     Raises:
         WeightsError: one message with all that is missing.
@@ -175,13 +176,13 @@ def require(profile: Profile, *, search: bool = True, judge: bool = True) -> Non
         partial(model_folder, profile.model),
         *(partial(require_encoder, one) for one in dict.fromkeys(searching + judging)),
     ]
-    if judge and profile.dino:
+    if measure and profile.dino:
         checks.append(partial(vision_files, profile.dino))
-    if judge and profile.inception:
+    if measure and profile.inception:
         checks.append(partial(inception_digest, profile.inception))
     if search:
         checks.append(partial(_require_index, profile))
-    if judge:
+    if measure:
         checks.append(partial(_require_validation, profile))
     lacking: list[str] = []
     for check in checks:

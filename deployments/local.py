@@ -127,6 +127,10 @@ def settle() -> None:
     for name in ("NO_PROXY", "no_proxy"):  # a proxy of the network knows no server of this machine
         others = [one for one in os.environ.get(name, "").split(",") if one]
         os.environ[name] = ",".join(dict.fromkeys([*others, *LOOPBACK]))
+    port = os.environ.get("PREFECT_SERVER_API_PORT")
+    if port:  # pyproject.toml has those of the usual one
+        origins = ",".join(f"http://{host}:{port}" for host in LOOPBACK)
+        os.environ.setdefault("PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS", origins)
     os.chdir(REPOSITORY)
 
 

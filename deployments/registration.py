@@ -1,6 +1,7 @@
 """What the server must know before a run: the work pool, the concurrency limits and the deployments of prefect.yaml."""
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ PREFECT = (sys.executable, "-m", "prefect", "--no-prompt")
 POOL = "local-process"
 SLOTS = {"gpu": 1}  # global concurrency limits
 DEPLOYED = "customdiff_deployed"  # the Prefect variable that says which code the deployments were made from
+DECLARED = "customdiff_declared"  # that which says which deployments prefect.yaml had
 DECLARING = ("prefect.yaml", "flows/*.py", "tasks/*.py", "customdiff_core/**/*.py", "deployments/**/*.y*ml")
 DEPLOY_SECONDS = 300.0
 MISSED = timedelta(hours=1)  # after which a scheduled run is none of what somebody waits for
@@ -79,14 +81,12 @@ def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> 
     if code != 0 or missing:
         found = f"exit {code}" + (f" and no {', '.join(sorted(missing))}" if missing else "")
         raise ServiceError(f"deployments: found {found} from `prefect deploy --all`, need all deployed; read {log}")
+    ours = set(json.loads(str(Variable.get(DECLARED) or "[]")))  # what somebody deployed beside is theirs
     for name, deployment in registered(client).items():
-        if (
-            name not in declared
-            and deployment.work_pool_name == POOL
-            and any(one.active for one in deployment.schedules)
-        ):
+        if name in ours - declared and any(one.active for one in deployment.schedules):
             _pause(client, deployment)
             say(f"{name}: no longer in prefect.yaml; its schedule is paused")
+    Variable.set(DECLARED, json.dumps(sorted(declared)), overwrite=True)
     Variable.set(DEPLOYED, version, overwrite=True)
 
 
@@ -103,7 +103,7 @@ def drop_missed(client: SyncPrefectClient, say: Callable[[str], None]) -> None:
             ),
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
         )
-        if run.auto_scheduled
+        if run.auto_scheduled and not run.run_count  # one that began, and is to be tried again, is somebody's wish
     ]
     for run in missed:
         client.delete_flow_run(run.id)

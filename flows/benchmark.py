@@ -40,7 +40,7 @@ def benchmark(
         change: what differs from the protocol.
         model: the base model.
     """
-    profile, runtime = model.resolve(search=True, judge=True), model.runtime
+    profile, runtime = model.resolve(search=True, judge=True, measure=True), model.runtime
     chosen, when = change.resolve(protocol, profile), night or tasks.benchmark.scheduled_night()
     index = indexed(profile, IndexConfig(), runtime)
 

@@ -91,7 +91,7 @@ def customize(
     """
     named = model.named()
     images = regularized(train, retrieve, named).resolve(named, train.method).regularization
-    profile, runtime = model.resolve(search=images == "retrieved", judge=True), model.runtime
+    profile, runtime = model.resolve(search=images == "retrieved", judge=True, measure=not also), model.runtime
     method = methods.get(train.method)
     names = (concept, *also)
     together = evaluate.together(len(names)) if also else ()

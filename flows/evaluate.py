@@ -52,7 +52,7 @@ def evaluate(
         evaluate: prompts, seeds and sample sizes.
         model: the profile.
     """
-    profile = model.resolve(judge=True)
+    profile = model.resolve(judge=True, measure=True)
     trained = chosen("delta", delta, concept, profile)
     loaded = as_taught(concepts.load(concept, evaluate.prompts), trained)
     return evaluated(loaded, trained, profile, evaluate.resolve(profile), model.runtime)

@@ -40,13 +40,13 @@ def finetune(
 
     Args:
         concept: whose token.
-        training_set: a training set's key; empty takes the newest of the concept in the method's words.
+        training_set: a training set's key; empty takes the newest of the concept in the method's words and views.
         parent: a delta's key, to go on from with what it knows (sequential training).
         train: the method and its settings.
         model: the profile.
     """
     profile = model.resolve()
     wanted = methods.get(train.method).words(concepts.load(concept))
-    examples = training_set_of(wanted, training_set, profile)
+    examples = training_set_of(wanted, training_set, train.method, profile)
     before = chosen("delta", parent, concept, profile) if parent else None
     return finetuned((wanted,), (examples,), profile, train.resolve(profile), model.runtime, before)

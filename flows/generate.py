@@ -38,7 +38,7 @@ def generate(
         images: how many a prompt, from seed 0 on.
         seeds: the seeds themselves instead.
         sample: sampler, steps, guidance, negative prompt, batch.
-        delta: a delta's key; empty takes Custom Diffusion's longest training of the concept, of those the newest.
+        delta: a delta's key; empty takes Custom Diffusion's longest training of the concept with the profile's settings.
         model: the profile.
     """
     profile = model.resolve()

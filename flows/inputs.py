@@ -37,8 +37,8 @@ def regularization_of(concept: Concept, key: str | None, profile: Profile) -> Ar
     return store().newest("regularization", inputs={"class_prompt": concept.class_prompt}, profile=profile.name)
 
 
-def training_set_of(concept: Concept, key: str | None, profile: Profile) -> Artifact:
-    """Return the training set with this key, or the newest of these pictures in these words.
+def training_set_of(concept: Concept, key: str | None, method: str, profile: Profile) -> Artifact:
+    """Return the training set with this key, or the newest of these pictures in these words, with the method's views.
 
     Raises:
         StoreError: if there is none.
@@ -46,7 +46,8 @@ def training_set_of(concept: Concept, key: str | None, profile: Profile) -> Arti
     if key:
         return store().get("training_set", key)
     try:
-        return store().newest("training_set", inputs={"concept": concept.digest}, profile=profile.name)
+        views = {"random_resize": profile.views(method).random_resize}
+        return store().newest("training_set", inputs={"concept": concept.digest}, config=views, profile=profile.name)
     except StoreError as error:
         raise StoreError(
             f"training_set: found none of {concept.noun} in {store().root}, need one; run augment/stage of this concept and "

@@ -37,7 +37,8 @@ def merge(
     """Merge what was trained, imported or merged before.
 
     Args:
-        deltas: concepts (Custom Diffusion's longest training of each), keys of deltas, or files of other programs.
+        deltas: concepts (Custom Diffusion's longest training of each with the profile's settings), keys of deltas, or files of
+            other programs.
         merge: strengths, and how the weights are held.
         imported: what the files do not say of themselves.
         model: the profile.

@@ -68,10 +68,10 @@ class ModelOptions(Frozen):
     device: Device = Field(default="auto", description="auto takes CUDA, then MPS, then the CPU")
     gradient_checkpointing: bool = Field(default=False, description="less memory for more time, with equal results")
 
-    def resolve(self, *, search: bool = False, judge: bool = False) -> Profile:
-        """Build the profile, and say at once what this machine lacks: for a search of captions and a judge, where there is one."""
+    def resolve(self, *, search: bool = False, judge: bool = False, measure: bool = False) -> Profile:
+        """Build the profile, and say at once what this machine lacks: see `weights.require`."""
         profile = self.named()
-        weights.require(profile, search=search, judge=judge)
+        weights.require(profile, search=search, judge=judge, measure=measure)
         return profile
 
     def named(self) -> Profile:

@@ -28,7 +28,7 @@ def search(
         change: what differs from the file.
         model: the base model.
     """
-    profile, runtime = model.resolve(search=True, judge=True), model.runtime
+    profile, runtime = model.resolve(search=True, judge=True, measure=True), model.runtime
     wanted = change.resolve(search, profile)
     index = indexed(profile, IndexConfig(), runtime)
 

@@ -94,7 +94,10 @@ def compose(
     index: IndexOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train or import what is missing, and merge it in closed form; a concept is its longest training, unless --steps."""
+    """Train or import what is missing, and merge it in closed form.
+
+    A concept is its longest training with the profile's settings, unless --steps or --method.
+    """
     from customdiff_core.pipeline import Pipeline
 
     with told():

@@ -81,8 +81,8 @@ def finetune(
 
     def produce(folder: Path) -> int:
         before = deltas.load(store.path(parent) / deltas.FILE) if parent else None
-        trainer = make_trainer(concepts, training_sets, profile, config, store, runtime, before)
         scratch = store.scratch(recipe.kind, recipe.base_key, recipe.inputs)
+        trainer = make_trainer(concepts, training_sets, profile, config, store, runtime, before)
         device = trainer.components.device
         vae = load_vae(profile.model).to(device)
         held = {"precision": config.precision}  # in which the weights are

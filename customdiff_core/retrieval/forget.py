@@ -67,7 +67,7 @@ def plan(url: str, store: Store) -> Forgotten:
     scratch = store.root / "checkpoints"
     folders = [path for path in scratch.glob(f"{SOURCE}/*") if _shelved(path, url)]
     folders += [path for one in found.values() if (path := scratch / one.recipe.kind / one.recipe.base_key).is_dir()]
-    folders += store.unfinished({one.artifact.sha256 for one in found.values()})
+    folders += store.unfinished(withdrawn | {one.artifact.sha256 for one in found.values()})
     # What was set aside as damaged is no artifact any more, but may hold the picture all the same.
     folders += [path for path in (store.root / "damaged").glob(f"{SOURCE}-*") if _holds(path, url)]
     producers = dict.fromkeys(one.producer for one in found.values())
@@ -123,9 +123,7 @@ def _shelved(shelf: Path, url: str) -> bool:
     """Whether a broken-off retrieval has the picture, or was just fetching it."""
     if (shelf / "pictures" / f"{url_digest(url)}.json").exists():
         return True
-    return any(
-        url in pq.read_table(path, columns=["url"])["url"].to_pylist() for path in shelf.glob(f"{FOLDER}/*/{LINKS}")
-    )
+    return any(_lists(path, url) for path in shelf.glob(f"{FOLDER}/*/{LINKS}"))
 
 
 def _kinds(store: Store) -> list[str]:
@@ -135,7 +133,15 @@ def _kinds(store: Store) -> list[str]:
 
 def _holds(folder: Path, url: str) -> bool:
     path = folder / f"{SOURCE}.parquet"
-    return path.exists() and url in pq.read_table(path, columns=["url"])["url"].to_pylist()
+    return path.exists() and _lists(path, url)
+
+
+def _lists(path: Path, url: str) -> bool:
+    """Whether a table has a link; one that cannot be read may have it, and what is made from it can be made again."""
+    try:
+        return url in pq.read_table(path, columns=["url"])["url"].to_pylist()
+    except (pa.ArrowException, OSError):
+        return True
 
 
 def _images(folder: Path) -> set[str]:
@@ -146,7 +152,10 @@ def _images(folder: Path) -> set[str]:
 
 
 def _nights(manifests: Sequence[Manifest], found: Mapping[str, Manifest], store: Store) -> list[Manifest]:
-    """Pages of benchmark nights that show what these trainings drew; a night's figures are no pictures, and stay."""
+    """Pages of benchmark nights that show what these trainings drew; a night's figures are no pictures, and stay.
+
+    Of nights so old that their trainings are gone (`keep_nights`) nobody knows what they were made from.
+    """
     showing = {
         one.artifact.sha256 for one in manifests if one.recipe.kind == "cell" and _drawn(one, store) & found.keys()
     }
@@ -157,7 +166,10 @@ def _nights(manifests: Sequence[Manifest], found: Mapping[str, Manifest], store:
 def _drawn(cell: Manifest, store: Store) -> set[str]:
     """The keys of the training and the images that a cell measured."""
     path = store.path(cell.artifact) / "sources.parquet"
-    return set(pq.read_table(path, columns=["key"])["key"].to_pylist()) if path.is_file() else set()
+    try:
+        return set(pq.read_table(path, columns=["key"])["key"].to_pylist())
+    except (pa.ArrowException, OSError):  # damaged: it is set aside when it is asked for
+        return set()
 
 
 def _made_from(manifest: Manifest, found: Iterable[Manifest]) -> bool:

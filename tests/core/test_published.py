@@ -126,9 +126,19 @@ def test_two_concepts_of_one_name_are_refused(folder: Path, tmp_path: Path) -> N
     (folder / "other" / "pet_cat1").mkdir(parents=True)
     shutil.copytree(folder / CAT["instance_data_dir"], folder / "other" / "pet_cat1", dirs_exist_ok=True)
     other = CAT | {"instance_data_dir": "other/pet_cat1"}
-    with pytest.raises(ConceptError, match=r"found the name pet_cat1 for .*pet_cat1 .* and for .*other/pet_cat1"):
+    with pytest.raises(ConceptError, match=r"found the name pet_cat1 for .*/pet_cat1 and for .*other/pet_cat1"):
         published.lay_out_protocol([write(folder, [CAT, other])], tmp_path / "data", "mine", ["ktn"])
     assert not (tmp_path / "data").exists()
+
+
+def test_a_category_that_one_of_two_entries_calls_otherwise_is_said_and_taken_from_the_last(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in the published list of pairs, of a chair that it calls a sofa once."""
+    other = CAT | {"class_prompt": "lion", "instance_prompt": "photo of a <new1> lion"}
+    published.lay_out_protocol([write(folder, [other, CAT])], tmp_path / "data", "mine", ["ktn"])
+    assert "pet_cat1: found it called lion and cat; taking the last" in caplog.text
+    assert concepts.load("pet_cat1", data=tmp_path / "data").category == "cat"
 
 
 def test_a_whole_benchmark_is_laid_out_with_its_protocol(folder: Path, tmp_path: Path) -> None:

@@ -207,13 +207,13 @@ def test_only_what_is_missing_is_said(openmoji: Profile):
 def test_only_what_a_run_needs_is_asked_for(openmoji: Profile, tmp_path: Path):
     (tmp_path / "cats.parquet").touch()
     model = openmoji.model.path
-    require(profiles.get("sd14", model=model), search=False, judge=False)
+    require(profiles.get("sd14", model=model), search=False, judge=False, measure=False)
     with pytest.raises(WeightsError) as error:  # drawn regularization images, and an evaluation
         require(profiles.get("sd14", model=model, validation=tmp_path / "cats.parquet"), search=False)
     assert "CLIP weights" in str(error.value)
     assert "retrieval index" not in str(error.value)
     with pytest.raises(WeightsError) as error:
-        require(profiles.get("sd14", model=model, index=Path("/i")), judge=False)
+        require(profiles.get("sd14", model=model, index=Path("/i")), measure=False)
     assert "CLIP weights" in str(error.value)
     assert "validation images" not in str(error.value)
 

@@ -1,5 +1,6 @@
 """What the server is told of prefect.yaml, with a server that remembers."""
 
+import json
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,7 +57,7 @@ def deployed(
             raise ends
         return SimpleNamespace(returncode=0)
 
-    variables: dict[str, str] = {}
+    variables = {registration.DECLARED: json.dumps(["benchmark/weekly"])}
     monkeypatch.setattr(registration.subprocess, "run", run)
     monkeypatch.setattr(
         registration, "Variable", SimpleNamespace(get=variables.get, set=lambda name, value, overwrite: None)
@@ -92,7 +93,7 @@ def test_a_schedule_that_somebody_paused_stays_paused(tmp_path: Path, monkeypatc
 def test_a_deployment_that_is_no_longer_declared_runs_no_more_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server({"benchmark/weekly": True, "benchmark/mine": None})
+    server = Server({"benchmark/weekly": True, "benchmark/mine": True})
     said = deployed(server, tmp_path, monkeypatch)
     assert server.paused == ["benchmark/weekly"]
     assert said[-1] == "benchmark/weekly: no longer in prefect.yaml; its schedule is paused"
@@ -135,8 +136,9 @@ class Runs:
 
 def test_what_a_schedule_planned_while_nothing_was_up_is_not_made_up_for() -> None:
     """A machine that was off for the weekend would spend hours on missed nights before what somebody asks for."""
-    night, asked_for = (SimpleNamespace(id=uuid4(), auto_scheduled=by_clock) for by_clock in (True, False))
-    server, said = Runs(night, asked_for), list[str]()
+    night, asked_for = (SimpleNamespace(id=uuid4(), auto_scheduled=by_clock, run_count=0) for by_clock in (True, False))
+    again = SimpleNamespace(id=uuid4(), auto_scheduled=True, run_count=1)  # retried by somebody
+    server, said = Runs(night, asked_for, again), list[str]()
     drop_missed(server, said.append)  # pyright: ignore[reportArgumentType]
     assert server.deleted == [night.id]
     assert said == ["1 scheduled runs were missed while nothing was up: not made up for"]

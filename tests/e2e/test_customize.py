@@ -70,7 +70,7 @@ def test_makes_own_command_follows_a_run_and_tells_where_its_report_is(stack: St
 
 def test_a_page_from_elsewhere_may_not_read_the_server(stack: Stack) -> None:
     """It has no log-in: any page in this user's browser could start runs and read their results."""
-    for origin, allowed in (("http://127.0.0.1:4200", True), ("https://evil.example", False)):
+    for origin, allowed in ((stack.ui_url, True), ("https://evil.example", False)):
         answer = stack.api.get("health", headers={"Origin": origin})
         assert answer.status_code == httpx.codes.OK
         assert (answer.headers.get("access-control-allow-origin") == origin) is allowed

@@ -98,7 +98,7 @@ def test_a_profile_that_this_machine_cannot_run_says_all_that_is_missing(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match="profile sd14 cannot run on this machine") as caught:
-        ModelOptions(profile="sd14").resolve(search=True, judge=True)
+        ModelOptions(profile="sd14").resolve(search=True, judge=True, measure=True)
     for words in ("CompVis/stable-diffusion-v1-4", "about 4 GB", "retrieval index: found none", "validation images"):
         assert words in str(caught.value)
 
@@ -186,7 +186,7 @@ def test_a_search_takes_what_is_stated_and_is_checked() -> None:
 
 def test_encoders_that_are_not_there_are_said_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"(?s)none: found no config.json.*none.pth: found no file"):
-        ModelOptions(dino=tmp_path / "none", inception=tmp_path / "none.pth").resolve(judge=True)
+        ModelOptions(dino=tmp_path / "none", inception=tmp_path / "none.pth").resolve(measure=True)
 
 
 def test_the_benchmarks_deployments_name_protocols_that_there_are_and_one_has_a_schedule() -> None:

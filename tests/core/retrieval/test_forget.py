@@ -140,6 +140,34 @@ def test_what_was_ended_during_the_sweep_goes_too(store: Store, chain: dict[str,
     assert not store.path(late[0]).exists()
 
 
+def test_a_training_that_began_during_the_sweep_leaves_nothing(store: Store, chain: dict[str, Artifact]):
+    inputs = {"training_set": chain["training with"].sha256}
+    recipe = Recipe(kind="delta", inputs=inputs, config={}, code="", versions={})
+
+    def produce(folder: Path) -> int:
+        forget(URL, store)
+        store.scratch("delta", recipe.base_key, inputs)
+        return tables.write(folder / "delta.parquet", [{"x": 1}])
+
+    with pytest.raises(StoreError, match="withdrawn meanwhile"):
+        store.make(recipe, produce)
+    assert not store.unfinished({chain["training with"].sha256})
+    left = store.scratch("delta", "killed", inputs)  # of one that was killed
+    assert left in forget(URL, store).folders
+    assert not left.exists()
+
+
+def test_tables_that_cannot_be_read_hold_nothing_up(store: Store, chain: dict[str, Artifact]):
+    folder = store.scratch("regularization", "k") / "img2dataset" / "some"
+    folder.mkdir(parents=True)
+    (folder / "links.parquet").write_bytes(b"cut off")
+    cell = make(store, "cell", "cell")
+    (store.path(cell) / "sources.parquet").write_bytes(b"cut off")
+    forget(URL, store)
+    assert not folder.exists()
+    assert not store.path(chain["delta with"]).exists()
+
+
 def test_what_img2dataset_was_fetching_goes_too(store: Store):
     folder = store.scratch("regularization", "k") / "img2dataset" / "some"
     folder.mkdir(parents=True)
