@@ -6,7 +6,8 @@ from diffusers import UNet2DConditionModel
 
 from customdiff_core import delta as deltas
 from customdiff_core import profiles, tables
-from customdiff_core.artifacts import Store
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.augmentation import augment
 from customdiff_core.config import AugmentConfig, FinetuneConfig, Runtime
 from customdiff_core.errors import ConfigError, ModifierTokenError
 from customdiff_core.finetuning import methods
@@ -25,14 +26,19 @@ STABLE_DIFFUSION_1 = {
 CPU = Runtime(device="cpu")
 
 
+def in_words_of(chain, concept) -> Artifact:
+    """The chain's training set, in the words of a method; that of a new token is the chain's own."""
+    return augment(concept, chain.regularization, chain.profile, chain.augment_config, store=chain.store)
+
+
 @pytest.fixture
 def trainer(chain):
-    """Two steps of a method on the chain's training set."""
+    """Two steps of a method on the chain's pictures."""
 
     def make(method: str, **update):
         concept = methods.get(method).words(chain.concept)
         config = chain.finetune_config.model_copy(update={"method": method, "steps": 2} | update)
-        return make_trainer((concept,), (chain.training_set,), chain.profile, config, chain.store, CPU)
+        return make_trainer((concept,), (in_words_of(chain, concept),), chain.profile, config, chain.store, CPU)
 
     return make
 
@@ -87,12 +93,13 @@ def test_what_a_method_trains_moves_and_everything_else_stays_bit_for_bit(traine
 
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_runs_as_a_stage_and_loads_back(chain, store: Store, method: str):
-    folder = store.root / "training_set" / chain.training_set.key
-    folder.parent.mkdir(parents=True)
-    folder.symlink_to(chain.store.path(chain.training_set))
     concept = methods.get(method).words(chain.concept)
+    examples = in_words_of(chain, concept)
+    folder = store.root / "training_set" / examples.key
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(chain.store.path(examples))
     config = chain.finetune_config.model_copy(update={"method": method, "steps": 1})
-    made = finetune((concept,), (chain.training_set,), chain.profile, config, store=store, runtime=CPU)
+    made = finetune((concept,), (examples,), chain.profile, config, store=store, runtime=CPU)
     delta = deltas.load(store.path(made) / deltas.FILE)
     assert delta.lineage.method == method
     assert delta.lineage.concepts[0].modifier_token == ("ktn" if method == "dreambooth" else "<teal-cat>")
@@ -184,7 +191,6 @@ def test_two_concepts_of_one_rare_word_are_refused(cat, chain):
 def pair(chain, tmp_path_factory):
     """Training sets of two concepts, of different sizes; the second without regularization images."""
     from customdiff_core import concepts
-    from customdiff_core.augmentation import augment
 
     dog = concepts.load("dog")
     config = AugmentConfig(resolution=64, views=5)
