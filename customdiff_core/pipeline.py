@@ -28,7 +28,7 @@ from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.recipes import is_key
 from customdiff_core.retrieval.retrieve import build_index, retrieve
-from customdiff_core.stages import index_folder, standing
+from customdiff_core.stages import require_captions, standing
 
 logger = logging.getLogger(__name__)
 
@@ -150,10 +150,7 @@ class Pipeline:
         """Train or import what is missing, and merge; without settings, a concept's name is the training it stands for."""
         check_names(names)
         concept_files.check_prompts(config.prompts, "merge.prompts")
-        if self.profile.corpus.source != "embedded":
-            index_folder(
-                None, self.profile, self.store
-            )  # whose captions hold the weights: said before hours of training
+        require_captions(self.profile, self.store)
         files = [name for name in names if concept_files.is_file(name)]
         of_file = dict(zip(files, stated.shared_by(len(files)), strict=True)) if files else {}
         parts = tuple(self.delta(name, training, of_file.get(name, Stated())) for name in names)

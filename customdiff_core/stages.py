@@ -75,6 +75,16 @@ def index_folder(index: Artifact | None, profile: Profile, store: Store) -> Path
     return profile.corpus.index
 
 
+def require_captions(profile: Profile, store: Store) -> None:
+    """Check, before anything is trained, that there are captions to hold a merge's weights with.
+
+    Raises:
+        RetrievalError: if the profile has no index, or only a backend, whose captions cannot be read.
+    """
+    if profile.corpus.source != "embedded":
+        index_folder(None, profile, store)
+
+
 def retrieve(
     concept: Concept, index: Artifact | None, profile: Profile, config: RetrieveConfig, store: Store | None = None
 ) -> Recipe:

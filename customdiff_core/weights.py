@@ -95,6 +95,11 @@ def component_files(folder: Path) -> list[Path]:
     return [path for path in found if path.suffixes in ([path.suffix], [".safetensors", ".index", ".json"])]
 
 
+def weights_files(folder: Path) -> list[Path]:
+    """A component's weights, as far as they are loaded."""
+    return [path for path in component_files(folder) if path.suffix == ".safetensors"]
+
+
 def encoder_digest(source: EncoderSource) -> str:
     """What identifies an encoder: the content of its folder, or its open_clip tag."""
     if source.path is None:
@@ -259,7 +264,7 @@ def tagged_weights(source: EncoderSource) -> Path:
 def _check_component(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise WeightsError(f"{folder}: found no config.json, need a whole diffusers pipeline folder; copy it again")
-    if any(path.suffix == ".safetensors" for path in component_files(folder)):
+    if weights_files(folder):
         return
     pickles = [path.name for path in folder.glob("*") if path.suffix in PICKLES]
     if pickles:

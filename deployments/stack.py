@@ -144,10 +144,10 @@ class Stack:
         if not _answers(f"{self.api_url}/health", 200):
             raise ServiceError(f"server: found no answer at {self.api_url}, need it running; run `make up`")
         with get_client(sync_client=True) as client:
-            if client.read_work_pool(POOL).is_paused:
-                raise ServiceError(f"pool {POOL}: found it paused, need it to take runs; resume it in the UI")
             if not self.online_workers(client):
                 raise ServiceError(f"worker: found none online for pool {POOL}, need one; run `make up`")
+            if client.read_work_pool(POOL).is_paused:
+                raise ServiceError(f"pool {POOL}: found it paused, need it to take runs; resume it in the UI")
 
 
 def from_settings() -> Stack:

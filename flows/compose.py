@@ -11,8 +11,9 @@ from customdiff_core import concepts
 from customdiff_core.artifacts import Artifact
 from customdiff_core.errors import ConfigError
 from customdiff_core.finetuning import methods
+from customdiff_core.stages import require_captions
 from flows.customize import taught
-from flows.inputs import called_in, known_to, require_captions, taken_in
+from flows.inputs import called_in, known_to, taken_in
 from flows.merge import merged
 from flows.options import (
     AugmentOptions,
@@ -24,6 +25,7 @@ from flows.options import (
     TrainOptions,
 )
 from flows.together import left_out, shown_together
+from tasks.stores import store
 
 
 @flow(name="compose", validate_parameters=True)
@@ -50,7 +52,7 @@ def compose(
     """
     profile, runtime = model.resolve(search=True, judge=True), model.runtime
     merging, strengths = merge.resolve(profile, len(compose))
-    require_captions(profile)
+    require_captions(profile, store())
     there = taken_in(compose, profile, imported.stated())
     wanted = {name: (concepts.load(name),) for name in compose if name not in there}
     check(train, wanted, there, beside_joint=beside_joint)

@@ -13,7 +13,7 @@ from customdiff_core.lineage import lineage_of
 from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
-from customdiff_core.stages import index_folder, standing
+from customdiff_core.stages import standing
 from tasks.stores import store
 
 
@@ -76,16 +76,6 @@ def taken_in(names: Sequence[str], profile: Profile, stated: Stated) -> dict[str
     return there | {
         name: tasks.merge.import_delta(Path(name), profile, one) for name, one in zip(files, shares, strict=True)
     }
-
-
-def require_captions(profile: Profile) -> None:
-    """Check, before anything is trained, that there are captions to hold a merge's weights with.
-
-    Raises:
-        RetrievalError: if the profile has no index, or only a backend, whose captions cannot be read.
-    """
-    if profile.corpus.source != "embedded":
-        index_folder(None, profile, store())
 
 
 def known_to(delta: Artifact) -> tuple[Concept, ...]:

@@ -6,10 +6,12 @@ import tasks.merge
 from customdiff_core.artifacts import Artifact
 from customdiff_core.config import IndexConfig, MergeConfig, Runtime
 from customdiff_core.profiles import Profile
+from customdiff_core.stages import require_captions
 from flows.build_index import indexed
-from flows.inputs import require_captions, taken, taken_in
+from flows.inputs import taken, taken_in
 from flows.options import ImportOptions, MergeOptions, ModelOptions
 from tasks import publish
+from tasks.stores import store
 
 
 def merged(
@@ -45,7 +47,7 @@ def merge(
     """
     profile = model.resolve()
     config, strengths = merge.resolve(profile, len(deltas))
-    require_captions(profile)
+    require_captions(profile, store())
     there = taken_in(deltas, profile, imported.stated())
     parts = tuple(there[one] if one in there else taken(one, profile) for one in deltas)
     return merged(parts, strengths, profile, config, model.runtime)

@@ -12,7 +12,7 @@ from customdiff_core import delta as deltas
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.profiles import Profile
-from customdiff_core.weights import component_files, model_folder
+from customdiff_core.weights import model_folder, weights_files
 
 
 def costs(delta: Artifact, profile: Profile, store: Store, concepts: int) -> dict[str, float]:
@@ -48,7 +48,7 @@ def involved(delta: Artifact, store: Store) -> list[Artifact]:
 
 def unet_numbers(profile: Profile) -> int:
     """How many numbers the UNet has, read from its files' headers."""
-    files = [path for path in component_files(model_folder(profile.model) / "unet") if path.suffix == ".safetensors"]
+    files = weights_files(model_folder(profile.model) / "unet")
     return sum(size for path in files for _, size in _sizes(str(path)))
 
 

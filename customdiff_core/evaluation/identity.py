@@ -16,7 +16,8 @@ from scipy import ndimage
 
 from customdiff_core import images
 from customdiff_core.concepts import Concept
-from customdiff_core.evaluation.judge import BY_COLOUR, Judge
+from customdiff_core.evaluation.intervals import BY_COLOUR
+from customdiff_core.evaluation.judge import Judge
 
 Vectors = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]

@@ -15,7 +15,8 @@ import pandas as pd
 from scipy.special import betaincinv, ndtri, stdtrit
 
 Scores = npt.NDArray[np.float64]
-SHARES = frozenset({"recognised", "recognised_by_colour", "all_present"})  # metrics that are 0 or 1 an image
+BY_COLOUR = "recognised_by_colour"
+SHARES = frozenset({"recognised", BY_COLOUR, "all_present"})  # metrics that are 0 or 1 an image
 
 
 def of_share(

@@ -11,12 +11,11 @@ from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.dino import Dino
 from customdiff_core.evaluation.embeddings import embedded
 from customdiff_core.evaluation.inception import Inception
+from customdiff_core.evaluation.intervals import BY_COLOUR
 from customdiff_core.profiles import Profile, VisionSource
 from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.weights import encoder_digest, inception_digest, vision_digest
-
-BY_COLOUR = "recognised_by_colour"
 
 
 @dataclass

@@ -6,7 +6,6 @@ encoder or two, what the UNet reads beside them, what it predicts.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from customdiff_core.config import Precision
 from customdiff_core.devices import DTYPES
 from customdiff_core.errors import WeightsError
 from customdiff_core.profiles import ModelSource
-from customdiff_core.weights import component_files, encoder_names, model_digest, model_folder, zero_when_empty
+from customdiff_core.weights import encoder_names, model_digest, model_folder, weights_files, zero_when_empty
 
 # diffusers annotates configs as dicts, results as tuples and `.to` as taking none: its objects are untyped here.
 Network = Any
@@ -189,7 +188,7 @@ def embedding_widths(source: ModelSource) -> dict[str, int]:
 def unet_names(source: ModelSource) -> set[str]:
     """The names of the UNet's weights, without reading them."""
     found: set[str] = set()
-    for path in _weights_files(model_folder(source) / "unet"):
+    for path in weights_files(model_folder(source) / "unet"):
         with safe_open(path, framework="pt") as file:
             found.update(file.keys())
     return found
@@ -203,7 +202,7 @@ def load_unet_weights(source: ModelSource, endings: tuple[str, ...]) -> dict[str
     """
     folder = model_folder(source) / "unet"
     found: dict[str, torch.Tensor] = {}
-    for path in _weights_files(folder):
+    for path in weights_files(folder):
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name).float() for name in file.keys() if name.endswith(endings)}  # noqa: SIM118
     if not found:
@@ -223,7 +222,3 @@ def latent_scale(source: ModelSource) -> float:
     """The VAE's scaling factor, without loading its weights."""
     config: Any = AutoencoderKL.load_config(model_folder(source), subfolder="vae", local_files_only=True)
     return float(config.get("scaling_factor", 0.18215))
-
-
-def _weights_files(folder: Path) -> list[Path]:
-    return [path for path in component_files(folder) if path.suffix == ".safetensors"]

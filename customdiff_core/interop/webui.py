@@ -18,7 +18,7 @@ from customdiff_core.finetuning.cross_attention import KEYS_AND_VALUES
 from customdiff_core.interop import embeddings
 from customdiff_core.interop.content import Base, Parts, tensors_of
 from customdiff_core.interop.ldm_names import TEXT, UNET, VAE, VAE_ATTENTION, renamed, unet_prefixes, vae_prefixes
-from customdiff_core.weights import component_files, encoder_names, model_folder, pipeline_part
+from customdiff_core.weights import encoder_names, model_folder, pipeline_part, weights_files
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +101,9 @@ def _say_text_encoder(path: Path, tensors: Mapping[str, Tensor], originals: Mapp
 
 def _component(folder: Path, name: str) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for path in component_files(folder / name):
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for path in weights_files(folder / name):
+        with safe_open(path, framework="pt") as file:
+            found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     return found
 
 

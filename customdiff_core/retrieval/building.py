@@ -198,9 +198,8 @@ def _check_settings(work: Path, source: Path, config: BuildConfig, encoder: Enco
         raise RetrievalError(f"{source}: found nothing there, need the {config.kind} to index; correct the path")
     found = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
     files = [path for path in found if work not in path.parents]
-    content = [
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files
-    ]  # parts are told by their numbers
+    # Parts are told by their numbers: a file more, and each would begin elsewhere.
+    content = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     own = digest_of([settings(config), str(source.resolve()), content, encoder_digest(encoder)])
     path = work / "settings.json"
     if path.exists() and json.loads(path.read_text()) != own:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -295,6 +295,19 @@ def test_a_run_without_a_worker_says_what_to_do(
     idle = Service("any", SLEEP, tmp_path)
     one = stack.Stack(tmp_path, f"http://127.0.0.1:{free_port}", "http://127.0.0.1:1", idle, idle, idle)
     with pytest.raises(ServiceError, match="worker: found none online for pool local-process, need one; run `make up`"):
+        one.require_worker()
+
+
+def test_a_run_in_a_pool_that_is_paused_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SimpleNamespace(read_work_pool=lambda name: SimpleNamespace(is_paused=name == "local-process"))
+    monkeypatch.setattr(stack, "_answers", lambda url, status: True)
+    monkeypatch.setattr(stack.Stack, "online_workers", lambda self, client: ["local"])
+    monkeypatch.setattr(stack, "get_client", lambda sync_client: nullcontext(pool))
+    idle = Service("any", SLEEP, tmp_path)
+    one = stack.Stack(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1", idle, idle, idle)
+    with pytest.raises(
+        ServiceError, match="pool local-process: found it paused, need it to take runs; resume it in the UI"
+    ):
         one.require_worker()
 
 
