@@ -327,6 +327,9 @@ class Runtime(Frozen):
     keep_checkpoints: bool = Field(
         default=True, description="after a training's end, so that more steps go on from them"
     )
+    purpose: str = Field(
+        default="", description="what a training is for, in its label; where it is said, no concept's name means it"
+    )
     gradient_checkpointing: bool = Field(
         default=False,
         description="compute the UNet's activations twice instead of keeping them: less memory, more time",

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from customdiff_core.config import Frozen
+from customdiff_core.errors import StoreError
 from customdiff_core.settings import Settings
 
 PACKAGE = Path(__file__).resolve().parent
@@ -98,13 +99,37 @@ def versions(*packages: str) -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-@cache
 def fingerprint(module: str) -> str:
-    """SHA-256 over the sources of a core module and of every core module that it reaches by import, but DECLARATIVE ones."""
-    sources = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(_reach(module).items())}
+    """SHA-256 over the sources of a core module and of every core module that it reaches by import, but DECLARATIVE ones.
+
+    Raises:
+        StoreError: if one of them is not what it was when this process began: what is loaded and what lies there are two
+            things then, and a result of the one would be kept as the other's.
+    """
+    reached = sorted(_reach(module).items())
+    sources = {name: _sha256(path) for name, path in reached}
+    changed = [name for name, path in reached if sources[name] != BEGAN.get(path)]
+    if changed:
+        raise StoreError(
+            f"code: found {', '.join(changed)} changed since this process began, need what was loaded then; run again: what is "
+            "made already is kept"
+        )
     return digest_of(sources)
 
 
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _core() -> dict[Path, str]:
+    """The core's sources, by content."""
+    return {path: _sha256(path) for path in PACKAGE.rglob("*.py")}
+
+
+BEGAN = _core()
+
+
+@cache
 def _reach(module: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     todo = [module]

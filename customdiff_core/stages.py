@@ -136,11 +136,12 @@ def finetune(
     profile: Profile,
     config: FinetuneConfig,
     parent: Artifact | None = None,
+    purpose: str = "",
 ) -> Recipe:
     """The training sets, the concepts' names, the base model, the parent and every setting of the method; more steps go on
     from fewer.
 
-    Not where the rates follow a cosine, which ends at the last step.
+    Not where the rates follow a cosine, which ends at the last step. What it is for is said in its label alone.
     """
     way = "sequential" if parent else "joint" if len(concepts) > 1 else "single"
     inputs = {"model": model_digest(profile.model)} | ({"parent": parent.sha256} if parent else {})
@@ -155,8 +156,10 @@ def finetune(
         code=fingerprint("customdiff_core.finetuning.finetune"),
         versions=versions(*TENSOR_LIBRARIES),
         labels={
-            # "The newest of dog" is one that knows the dog alone.
-            "concept": "+".join(concept.name for concept in concepts) + (" (sequential)" if parent else ""),
+            # "The newest of dog" is one that knows the dog alone, and no benchmark's.
+            "concept": "+".join(concept.name for concept in concepts)
+            + (" (sequential)" if parent else "")
+            + (f" ({purpose})" if purpose else ""),
             "profile": profile.name,
             "method": config.method,
             "way": way,
@@ -168,9 +171,9 @@ def finetune(
 def standing(name: str, profile: Profile, store: Store) -> Artifact:
     """Return the delta that a concept's name alone stands for.
 
-    Of Custom Diffusion's trainings of it on this base model, with regularization, the longest, and of those the newest: no
-    benchmark's quick look or ablation, nor what was trained on a base model that is no longer there. Those with the profile's
-    settings come before others, such as a search's trials.
+    Of Custom Diffusion's trainings of it on this base model, with regularization, the longest, and of those the newest: none of
+    a benchmark or search, however long, no ablation, nor what was trained on a base model that is no longer there. Those with
+    the profile's settings come before others.
 
     Raises:
         StoreError: if there is none.
@@ -194,8 +197,8 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
     if found:
         return found
     raise StoreError(
-        f"delta: found none of {name} by custom-diffusion on this base model in {store.root}, need one; run customize/{name}, "
-        "or give another delta's key"
+        f"delta: found none of {name} by custom-diffusion on this base model in {store.root}, need one; run customize/cat with "
+        f"concept={name}, or `customdiff train {name}`, with profile {profile.name}, or give another delta's key"
     )
 
 
@@ -474,7 +477,7 @@ def search(tried: tuple[Outcome, ...], tested: tuple[Outcome, ...], search: Sear
         },
         code=fingerprint("customdiff_core.benchmark.conclude"),
         versions=versions("pandas", "numpy"),
-        labels={"search": search.name, "profile": profile.name},
+        labels={"search": search.name, "stated": search.stated, "profile": profile.name},
     )
 
 

@@ -48,7 +48,7 @@ def evaluate(
 
     Args:
         concept: its prompts and pictures.
-        delta: a delta's key; empty takes the newest of the concept.
+        delta: a delta's key; empty takes the newest of the concept, but no benchmark's.
         evaluate: prompts, seeds and sample sizes.
         model: the profile.
     """

@@ -14,16 +14,19 @@ from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
 from customdiff_core.stages import standing
+from customdiff_core.weights import model_digest
 from tasks.stores import store
 
 
 def chosen(kind: str, key: str | None, concept: str, profile: Profile) -> Artifact:
-    """Return the artifact with this key, or the newest of this kind for the concept and profile.
+    """Return the artifact with this key, or the newest of this kind for the concept and the profile's base model.
 
     Raises:
         StoreError: if there is none.
     """
-    return store().get(kind, key) if key else store().newest(kind, concept=concept, profile=profile.name)
+    if key:
+        return store().get(kind, key)
+    return store().newest(kind, inputs=_of(profile), concept=concept, profile=profile.name)
 
 
 def regularization_of(concept: Concept, key: str | None, profile: Profile) -> Artifact:
@@ -38,7 +41,8 @@ def regularization_of(concept: Concept, key: str | None, profile: Profile) -> Ar
 
 
 def training_set_of(concept: Concept, key: str | None, method: str, profile: Profile) -> Artifact:
-    """Return the training set with this key, or the newest of these pictures in these words, with the method's views.
+    """Return the training set with this key, or the newest of these pictures in these words, with the method's views, encoded
+    by the profile's base model.
 
     Raises:
         StoreError: if there is none.
@@ -47,12 +51,18 @@ def training_set_of(concept: Concept, key: str | None, method: str, profile: Pro
         return store().get("training_set", key)
     try:
         views = {"random_resize": profile.views(method).random_resize}
-        return store().newest("training_set", inputs={"concept": concept.digest}, config=views, profile=profile.name)
+        inputs = {"concept": concept.digest} | _of(profile)
+        return store().newest("training_set", inputs=inputs, config=views, profile=profile.name)
     except StoreError as error:
         raise StoreError(
             f"training_set: found none of {concept.noun} in {store().root}, need one; run augment/stage of this concept and "
             "method, or give a key"
         ) from error
+
+
+def _of(profile: Profile) -> dict[str, str]:
+    """The base model among an artifact's inputs, as it is now."""
+    return {"model": model_digest(profile.model)}
 
 
 def taken(name: str, profile: Profile) -> Artifact:

@@ -218,6 +218,12 @@ class MeasureOptions(Frozen):
     )
     kid_subset_size: int | None = Field(default=None, ge=2, description="torch-fidelity's subset size; likewise")
 
+    @property
+    def mark(self) -> str:
+        """Names what is stated; empty where nothing is."""
+        changes = self.model_dump(mode="json", exclude_defaults=True)
+        return digest_of(changes)[:12] if changes else ""
+
 
 class BenchmarkOptions(MeasureOptions):
     """What is compared, and how; empty fields take the protocol's values."""
@@ -239,8 +245,7 @@ class BenchmarkOptions(MeasureOptions):
         """
         chosen = checked(_stated(self, load_protocol(name), profile))
         _check_validation(chosen, profile)
-        changes = self.model_dump(mode="json", exclude_defaults=True)
-        return chosen.model_copy(update={"stated": digest_of(changes)[:12]}) if changes else chosen
+        return chosen.model_copy(update={"stated": self.mark})
 
 
 class SearchOptions(MeasureOptions):
@@ -256,13 +261,14 @@ class SearchOptions(MeasureOptions):
     lost: float | None = Field(default=None, ge=0, description="text alignment that settings may cost")
 
     def resolve(self, name: str, profile: Profile) -> Search:
-        """The search of data/searches with what is stated.
+        """The search of data/searches with what is stated; one of which something is stated is not the one of that name.
 
         Raises:
             ConfigError: for an unknown search, or what does not fit together.
             ValidationError: for a trial that no training takes.
         """
-        return checked_search(_stated(self, load_search(name), profile))
+        chosen = checked_search(_stated(self, load_search(name), profile))
+        return chosen.model_copy(update={"stated": self.mark})
 
 
 class MergeOptions(Frozen):

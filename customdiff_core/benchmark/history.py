@@ -12,6 +12,7 @@ from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.errors import StoreError
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import Recipe, digest_of
 
@@ -39,14 +40,34 @@ def earlier(protocol: Protocol, night: date, profile: Profile, store: Store) -> 
     Nights of another profile's base model, and those of which something was stated beside the protocol, are none of its
     history, nor the protocol's of theirs.
     """
-    labels = {"protocol": protocol.name, "stated": protocol.stated, "profile": profile.name}
     nights: dict[str, list[Manifest]] = {}
-    for one in store.manifests(KIND):
-        if labels.items() <= one.recipe.labels.items() and one.recipe.labels["night"] < night.isoformat():
+    for one in _labelled(protocol.name, protocol.stated, profile.name, store):
+        if one.recipe.labels["night"] < night.isoformat():
             nights.setdefault(one.recipe.labels["night"], []).append(one)
     newest_first = (sorted(nights[name], key=lambda one: one.created, reverse=True) for name in sorted(nights))
     whole = (store.first_whole(found) for found in newest_first)
     return tuple(one for one in whole if one)
+
+
+def newest(protocol: str, profile: str, store: Store) -> Artifact:
+    """Return the benchmark of a protocol's last night; of a night that was run again, the last.
+
+    Raises:
+        StoreError: if there is none.
+    """
+    found = sorted(
+        _labelled(protocol, "", profile, store), key=lambda one: (one.recipe.labels["night"], one.created), reverse=True
+    )
+    if last := store.first_whole(found):
+        return last
+    raise StoreError(
+        f"benchmark: found no night of protocol {protocol} with profile {profile} in {store.root}, need one; run its deployment"
+    )
+
+
+def _labelled(protocol: str, stated: str, profile: str, store: Store) -> list[Manifest]:
+    labels = {"protocol": protocol, "stated": stated, "profile": profile}
+    return [one for one in store.manifests(KIND) if labels.items() <= one.recipe.labels.items()]
 
 
 def frame(

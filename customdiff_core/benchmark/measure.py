@@ -69,7 +69,7 @@ def measure(
         CustomDiffusionError: of any stage.
     """
     # A night's seeds never come again: nothing goes on from a whole training. Those of the curve come before it.
-    kept = runtime.model_copy(update={"keep_checkpoints": cell.share < 1})
+    kept = runtime.model_copy(update={"keep_checkpoints": cell.share < 1, "purpose": "benchmark"})
     work = Work(cell, protocol, profile, Pipeline(profile, store, kept, tell))
 
     def produce(folder: Path) -> int:

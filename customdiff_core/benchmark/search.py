@@ -38,6 +38,7 @@ class Search(Frozen):
     prompts: int = Field(default=20, ge=1, description="of each concept's prompts, the first")
     seeds: int = Field(default=4, ge=1, description="images a prompt")
     sample: SampleConfig | None = Field(default=None, description="how images are drawn; empty: the profile's")
+    stated: str = Field(default="", description="names what a run changed; empty: nothing")
     kid_images: int = Field(default=60, ge=6, description="held-out captions of the category")
     kid_subset_size: int = Field(default=30, ge=2, description="torch-fidelity's subset size")
 

@@ -51,13 +51,14 @@ def table(
 
 
 def _night(name: str, profile: str, store: Store) -> str:
+    from customdiff_core.benchmark.history import newest
     from customdiff_core.benchmark.report import markdown, night_of
 
-    newest = store.newest("benchmark", protocol=name, stated="", profile=profile)
-    return f"Night of {night_of(newest, store)}, protocol `{name}`:\n\n{markdown(newest, store)}"
+    last = newest(name, profile, store)
+    return f"Night of {night_of(last, store)}, protocol `{name}`:\n\n{markdown(last, store)}"
 
 
 def _trials(name: str, profile: str, store: Store) -> str:
     from customdiff_core.benchmark.conclude import markdown
 
-    return markdown(store.newest("search", search=name, profile=profile), store)
+    return markdown(store.newest("search", search=name, stated="", profile=profile), store)

@@ -43,6 +43,7 @@ from customdiff_core.lineage import Lineage, Taught
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import draw_images
+from customdiff_core.weights import model_digest
 
 CAPTIONS = 32  # encoded together
 
@@ -77,7 +78,7 @@ def finetune(
     Raises:
         ModifierTokenError, TrainingError, WeightsError, DeltaError: with what to do.
     """
-    recipe = stages.finetune(concepts, training_sets, profile, config, parent)
+    recipe = stages.finetune(concepts, training_sets, profile, config, parent, runtime.purpose)
 
     def produce(folder: Path) -> int:
         before = deltas.load(store.path(parent) / deltas.FILE) if parent else None
@@ -160,9 +161,15 @@ def make_examples(
     """Join training sets: all their views first, then all their regularization images.
 
     Raises:
-        TrainingError: if one was made for another concept or in another method's words, has no regularization images where
-            they count, or too few views for those that are withheld.
+        TrainingError: if one was made for another concept, in another method's words or with another base model's VAE, has no
+            regularization images where they count, or too few views for those that are withheld.
     """
+    for made in training_sets:
+        if store.manifest(made).recipe.inputs.get("model") != model_digest(profile.model):
+            raise TrainingError(
+                f"training set {made.key}: found latents of another base model, need those of {profile.name} as it is now; "
+                "augment again (augment/stage)"
+            )
     sets: list[Any] = [training_set.examples(store, one) for one in training_sets]
     for made, one, concept in zip(training_sets, sets, concepts, strict=True):
         said = one.loc[one["role"] == "concept", "prompt"]

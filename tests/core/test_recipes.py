@@ -5,6 +5,7 @@ import pytest
 
 from customdiff_core import recipes
 from customdiff_core.config import IndexConfig
+from customdiff_core.errors import StoreError
 from customdiff_core.recipes import Recipe, digest_of, fingerprint, settings
 
 RECIPE = Recipe(
@@ -81,15 +82,16 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     copy = tmp_path / "customdiff_core"
     shutil.copytree(recipes.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(recipes, "PACKAGE", copy)
-    fingerprint.cache_clear()
+    monkeypatch.setattr(recipes, "BEGAN", recipes._core())
+    recipes._reach.cache_clear()
     yield copy
-    fingerprint.cache_clear()
+    recipes._reach.cache_clear()
 
 
 def edited(path: Path) -> str:
-    """Change a module and return the fingerprint of augmentation."""
+    """Change a module and return the fingerprint of augmentation in a new process."""
     path.write_text(path.read_text() + "\nCHANGED = True\n")
-    fingerprint.cache_clear()
+    recipes.BEGAN = recipes._core()  # undone by the fixture's monkeypatch
     return fingerprint("customdiff_core.augmentation")
 
 
@@ -113,10 +115,24 @@ def test_a_module_that_is_not_reached_does_not_change_a_fingerprint(package: Pat
     assert edited(package / module) == before
 
 
+def test_code_that_changed_under_a_running_process_names_no_result(package: Path):
+    path = package / "latents.py"
+    text = path.read_text()
+    path.write_text(text + "\nCHANGED = True\n")
+    with pytest.raises(
+        StoreError, match=r"found customdiff_core\.latents changed since this process began, need .* run again"
+    ):
+        fingerprint("customdiff_core.augmentation")
+    fingerprint("customdiff_core.evaluation.kid")  # which does not reach it
+    path.write_text(text)
+    fingerprint("customdiff_core.augmentation")
+
+
 def test_a_fingerprint_is_of_the_text_and_not_of_the_place(package: Path):
     copied = fingerprint("customdiff_core.augmentation")
-    fingerprint.cache_clear()
+    recipes._reach.cache_clear()
     recipes.PACKAGE = Path(recipes.__file__).parent  # undone by the fixture's monkeypatch
+    recipes.BEGAN = recipes._core()
     assert fingerprint("customdiff_core.augmentation") == copied
 
 

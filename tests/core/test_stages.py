@@ -196,15 +196,19 @@ def test_a_backend_is_known_by_its_address_and_pictures_by_their_size(cat, openm
 
 
 def test_a_concepts_name_stands_for_its_longest_custom_diffusion_on_this_base_model(cat, openmoji, store: Store):
-    def trained(number: int, **changes: object) -> Artifact:
+    def trained(number: int, purpose: str = "", **changes: object) -> Artifact:
         config = openmoji.finetune.model_copy(update={"steps": 400} | changes)
-        recipe = stages.finetune((cat,), (TRAINING,), openmoji, config)
+        recipe = stages.finetune((cat,), (TRAINING,), openmoji, config, purpose=purpose)
         return store.make(recipe, lambda folder: (folder / "delta").write_text(str(number)) or 1)
 
     with pytest.raises(StoreError, match="found none of cat by custom-diffusion on this base model"):
         stages.standing("cat", openmoji, store)
+    trained(0, purpose="benchmark", steps=160, seed=3)
+    with pytest.raises(StoreError, match="found none of cat by custom-diffusion"):
+        stages.standing("cat", openmoji, store)
+    assert trained(2, steps=32) == stages.standing("cat", openmoji, store)
     longest = trained(1)
-    trained(2, steps=32)  # a quick look
+    trained(9, purpose="benchmark", seed=8)
     trained(3, prior_weight=0.0)  # an ablation
     trained(4, method="textual-inversion", steps=700)
     assert stages.standing("cat", openmoji, store) == longest
@@ -216,7 +220,7 @@ def test_a_concepts_name_stands_for_its_longest_custom_diffusion_on_this_base_mo
     assert stages.standing("cat", openmoji, store) != trained(8, steps=800) == stages.standing("cat", openmoji, store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "model_digest", lambda source: "another base model")
-        with pytest.raises(StoreError, match="need one; run customize/cat"):
+        with pytest.raises(StoreError, match="need one; run customize/cat with concept=cat, or `customdiff train cat`"):
             stages.standing("cat", openmoji, store)
 
 

@@ -173,6 +173,8 @@ def test_a_search_takes_what_is_stated_and_is_checked() -> None:
     assert plain == load_search("openmoji-custom-diffusion")
     changed = SearchOptions(trials=[{"steps": [5, 6]}], tested=[]).resolve("openmoji-custom-diffusion", profile)
     assert (changed.trials, changed.tested, changed.concept) == (({"steps": 5}, {"steps": 6}), (), plain.concept)
+    assert changed.stated
+    assert not plain.stated
     for options, words in (
         (SearchOptions(concept="dog"), "found dog and the test on dog, car, need each concept once"),
         (SearchOptions(row="merged"), "found the row merged, need one that learns one concept"),

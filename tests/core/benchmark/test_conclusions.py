@@ -9,10 +9,10 @@ import pytest
 from customdiff_core.artifacts import Store
 from customdiff_core.benchmark.claims import Wanted, overall
 from customdiff_core.benchmark.drift import FALSE_ALARMS, limits, outside
-from customdiff_core.benchmark.history import earlier, failed
+from customdiff_core.benchmark.history import earlier, failed, newest
 from customdiff_core.benchmark.report import markdown
 from customdiff_core.benchmark.summary import Evidence, Figure
-from customdiff_core.errors import EvaluationError
+from customdiff_core.errors import EvaluationError, StoreError
 from customdiff_core.evaluation.intervals import pooled_interval
 from customdiff_core.profiles import Profile
 
@@ -53,6 +53,13 @@ def test_a_night_run_again_is_found_and_adds_no_row(store: Store, night: Night, 
     assert earlier(PROTOCOL, NIGHT + timedelta(days=1), openmoji, store) == (night(),)
     assert earlier(PROTOCOL, NIGHT, openmoji, store) == ()
     assert earlier(PROTOCOL.model_copy(update={"name": "other"}), NIGHT + timedelta(days=9), openmoji, store) == ()
+    night(NIGHT + timedelta(days=2), protocol=PROTOCOL.model_copy(update={"rows": ("base",), "stated": "rows"}))
+    night(NIGHT - timedelta(days=1))  # made last, as a broken night that is run again is
+    assert newest(PROTOCOL.name, openmoji.name, store) == second
+    with pytest.raises(
+        StoreError, match=r"found no night of protocol other with profile openmoji .* run its deployment"
+    ):
+        newest("other", openmoji.name, store)
 
 
 def test_a_night_of_something_else_takes_no_cell_from_the_history(

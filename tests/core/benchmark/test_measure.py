@@ -70,6 +70,8 @@ def test_a_cell_has_its_scores_figures_and_costs(chain, profile: Profile) -> Non
     text = scores[scores["metric"] == "text_alignment"]
     assert measures.loc["text_alignment", "value"] == pytest.approx(text["value"].mean())
     assert len(text) == 4
+    trained = chain.store.manifest(source(chain, one, "delta")).recipe
+    assert trained.labels["concept"] == "cat (benchmark)"  # so that "cat" never means it
     assert (scores["metric"] == "kid").sum() == 8
     assert set(scores.loc[scores["metric"].isin(RATES), "value"]) <= {0.0, 1.0}
     for rate in RATES:  # whether an image is taken for the concept, or for a look-alike

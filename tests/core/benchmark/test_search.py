@@ -155,10 +155,15 @@ def test_the_command_line_writes_the_newest_search(
     name = "openmoji-custom-diffusion"
     here = SEARCH.model_copy(update={"name": name})
     conclude(outcomes(store, searches.trials(here)), (), here, openmoji, store=store)
+    tried = here.model_copy(
+        update={"concept": "dog", "tested": (), "stated": "concept"}
+    )  # later, by a run's parameters
+    conclude(outcomes(store, searches.trials(tried)), (), tried, openmoji, store=store)
     monkeypatch.setenv("CUSTOMDIFF_STORE", str(store.root))
     done = CliRunner().invoke(app, ["table", name])
     assert done.exit_code == 0, done.output
     assert "modifier_learning_rate 0.004" in done.output
+    assert "chosen on cat" in done.output
 
 
 def test_without_a_base_model_there_is_nothing_to_choose_by(store: Store) -> None:

@@ -213,6 +213,13 @@ def test_a_training_set_in_other_words_is_refused(chain, linked: Store, change):
         finetune((other,), (chain.training_set,), chain.profile, config, store=linked)
 
 
+def test_latents_of_another_base_model_are_refused(chain, linked: Store, monkeypatch):
+    monkeypatch.setattr("customdiff_core.finetuning.finetune.model_digest", lambda source: "of another VAE")
+    words = "found latents of another base model, need those of openmoji as it is now; augment again"
+    with pytest.raises(TrainingError, match=words):
+        finetune((chain.concept,), (chain.training_set,), chain.profile, chain.finetune_config, store=linked)
+
+
 def test_the_history_says_the_rate_that_was_trained_with(chain, linked: Store):
     """Of textual inversion, that of V*: no weight of the UNet is trained."""
     made = run(
