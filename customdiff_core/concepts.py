@@ -138,8 +138,8 @@ def load(name: str, prompts: Sequence[str] | None = None, data: Path | None = No
     known = names(data)
     if name not in known:
         raise ConceptError(
-            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; a new one is a folder "
-            f"{_root(data) / name} with concept.yaml and images/{did_you_mean(name, known)}"
+            f"concept: found {name!r}, need one of {', '.join(known) or 'none yet'}; a new one is made by "
+            f"`customdiff new {name} CATEGORY PICTURES`, in {_root(data) / name}{did_you_mean(name, known)}"
         )
     concept = load_folder(_root(data) / name, prompts)
     if concept.name != name:
@@ -344,7 +344,7 @@ def _read_spec(folder: Path) -> ConceptFile:
         return ConceptFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ConceptError(
-            f"{folder}: found no concept.yaml, need one; copy that of data/concepts/cat and edit it"
+            f"{folder}: found no concept.yaml, need one; `customdiff new` writes one, or copy that of data/concepts/cat"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConceptError(f"{path}: found text that is not YAML ({error}), need `key: value` lines") from error
@@ -361,15 +361,24 @@ def _pictures(folder: Path, root: Path) -> tuple[Picture, ...]:
     for path in sorted(folder.glob("*")):
         if path.name.startswith(".") or path.suffix.lower() in NOTES:
             continue
-        if path.suffix.lower() not in images.SUFFIXES:
-            allowed = ", ".join(sorted(images.SUFFIXES))
-            raise ImageError(
-                f"{path}: found a {path.suffix or 'nameless'} file, need one of {allowed}; convert or remove it"
-            )
-        data = images.read_picture(path, root)
-        images.decode(data, str(path))
-        found.append(Picture(name=path.name, sha256=images.digest(data)))
+        found.append(Picture(name=path.name, sha256=images.digest(read_picture(path, root))))
     return tuple(found)
+
+
+def read_picture(path: Path, root: Path) -> bytes:
+    """Return a picture file's bytes, once they have been decoded.
+
+    Raises:
+        ImageError: for a file of another kind, outside the folder `root`, or that is no picture.
+    """
+    if path.suffix.lower() not in images.SUFFIXES:
+        allowed = ", ".join(sorted(images.SUFFIXES))
+        raise ImageError(
+            f"{path}: found a {path.suffix or 'nameless'} file, need one of {allowed}; convert or remove it"
+        )
+    data = images.read_picture(path, root)
+    images.decode(data, str(path))
+    return data
 
 
 def _captioned(

@@ -12,7 +12,6 @@ Paths in them are relative to the JSON file. Everything in them is somebody else
 
 import logging
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from customdiff_core import images, profiles
-from customdiff_core.concepts import PLACEHOLDER
+from customdiff_core.concept_folders import BESIDE, write
+from customdiff_core.concepts import PLACEHOLDER, read_picture
 from customdiff_core.config import Frozen
 from customdiff_core.errors import ConceptError
 
@@ -105,45 +105,22 @@ def lay_out(concept: Published, folder: Path, modifier_token: str, initializer_t
     Raises:
         ConceptError: if a folder of other content is there, or there is no picture.
     """
-    target = folder / concept.name
     pictures = [one for one in sorted(concept.pictures.iterdir()) if one.suffix.lower() in images.SUFFIXES]
     if not pictures:
         allowed = ", ".join(sorted(images.SUFFIXES))
         raise ConceptError(f"{concept.pictures}: found no pictures, need some of the concept ({allowed}); add them")
-    data = [
-        (one.name, images.read_picture(one, concept.pictures)) for one in pictures
-    ]  # all readable, or nothing written
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{concept.name}-", dir=folder) as scratch:
-        made = Path(scratch) / concept.name
-        (made / "images").mkdir(parents=True)
-        for name, content in data:
-            (made / "images" / name).write_bytes(content)
-        prompts = concept.prompts or (concept.instance_prompt,)
-        (made / "prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
-        spec = {
-            "name": concept.name,
-            "title": concept.name.replace("_", " "),
-            "category": concept.category,
-            "modifier_token": modifier_token,
-            "initializer_token": initializer_token,
-            "instance_prompt": concept.instance_prompt,
-            "class_prompt": concept.category,
-            "prompts": "prompts.txt",
-        }
-        (made / "concept.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
-        if not target.exists():
-            made.rename(target)  # whole, or not there
-        elif _content(target) != _content(made):
-            raise ConceptError(
-                f"concept {concept.name}: found {target} with other content, need it as published or none; rename or remove it"
-            )
-    return target
-
-
-def _content(folder: Path) -> dict[str, bytes]:
-    """What lies in a folder."""
-    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*") if one.is_file()}
+    data = [(one.name, read_picture(one, concept.pictures)) for one in pictures]
+    spec = {
+        "name": concept.name,
+        "title": concept.name.replace("_", " "),
+        "category": concept.category,
+        "modifier_token": modifier_token,
+        "initializer_token": initializer_token,
+        "instance_prompt": concept.instance_prompt,
+        "class_prompt": concept.category,
+        "prompts": BESIDE,
+    }
+    return write(folder, spec, data, concept.prompts or (concept.instance_prompt,))
 
 
 def lay_out_protocol(sources: Sequence[Path], data: Path, name: str, initializer_tokens: Sequence[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""`customdiff lay-out` and `table`: a published benchmark's concepts as folders, and a measured table as text."""
+"""`customdiff table`: a measured table as text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,24 +8,6 @@ import typer
 from customdiff_core.artifacts import Store
 from customdiff_core.cli.bars import console
 from customdiff_core.cli.machine import told
-
-
-def lay_out(
-    source: Annotated[list[Path], typer.Argument(help="JSON lists of concepts, and of pairs, as they are published.")],
-    name: Annotated[str, typer.Option(help="Of the protocol that is written.")] = "customconcept101",
-    into: Annotated[Path | None, typer.Option(help="The data folder; by default the project's.")] = None,
-    initializer: Annotated[
-        list[str] | None,
-        typer.Option(help="Rare tokens that V*s start from: ktn, pll and ucd, another for each concept of a pair."),
-    ] = None,
-) -> None:
-    """Write published concepts as folders of data/concepts, their pairs' prompts, and a protocol of all of them."""
-    from customdiff_core.published import lay_out_protocol
-    from customdiff_core.settings import Settings
-
-    with told():
-        for path in lay_out_protocol(source, into or Settings().data, name, initializer or ("ktn", "pll", "ucd")):
-            console.print(str(path), markup=False)
 
 
 def table(

@@ -110,13 +110,13 @@ def test_an_unknown_concept_names_the_nearest(make_concept, tmp_path: Path):
     with pytest.raises(ConceptError) as error:
         concepts.load("teapott", data=tmp_path)
     assert str(error.value) == (
-        "concept: found 'teapott', need one of mug, teapot; a new one is a folder "
-        f"{tmp_path / 'concepts' / 'teapott'} with concept.yaml and images/; did you mean 'teapot'?"
+        "concept: found 'teapott', need one of mug, teapot; a new one is made by `customdiff new teapott CATEGORY PICTURES`, in "
+        f"{tmp_path / 'concepts' / 'teapott'}; did you mean 'teapot'?"
     )
 
 
 def test_no_concepts_at_all(tmp_path: Path):
-    with pytest.raises(ConceptError, match="need one of none yet; a new one is a folder"):
+    with pytest.raises(ConceptError, match="need one of none yet; a new one is made by"):
         concepts.load("cat", data=tmp_path)
 
 
@@ -289,7 +289,8 @@ def test_yaml_runs_no_program(make_concept, tmp_path: Path):
 
 def test_a_folder_without_concept_yaml(tmp_path: Path):
     with pytest.raises(
-        ConceptError, match=r"found no concept\.yaml, need one; copy that of data/concepts/cat and edit it"
+        ConceptError,
+        match=r"found no concept\.yaml, need one; `customdiff new` writes one, or copy that of data/concepts/cat",
     ):
         concepts.load_folder(tmp_path)
 

@@ -172,11 +172,10 @@ def test_a_whole_benchmark_is_laid_out_with_its_protocol(folder: Path, tmp_path:
 
 
 def test_the_readmes_table_is_renewed_between_its_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from customdiff_core.artifacts import Store
     from customdiff_core.cli.app import app
 
     monkeypatch.setenv("CUSTOMDIFF_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(Store, "newest", lambda self, kind, **labels: f"{kind} {labels['protocol']}")
+    monkeypatch.setattr("customdiff_core.benchmark.history.newest", lambda name, profile, store: f"benchmark {name}")
     monkeypatch.setattr("customdiff_core.benchmark.report.night_of", lambda table, store: "2026-03-01")
     monkeypatch.setattr("customdiff_core.benchmark.report.markdown", lambda table, store: f"| {table} |")
     readme = tmp_path / "README.md"
