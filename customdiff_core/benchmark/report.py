@@ -291,25 +291,20 @@ def samples_of(cell: str, store: Store) -> Any:
 
 
 def markdown(benchmark: Artifact, store: Store) -> str:
-    """The claim table as Markdown, for the README: each figure with its interval, the paper's beside it, and every claim.
+    """The claim tables as Markdown, for a page: each figure with its interval, the paper's beside it, and every claim.
 
     A claim of several differences is told by the first one that makes its verdict what it is.
     """
     table, made = tables.read(store, benchmark, "table"), store.manifest(benchmark).recipe
     protocol, by = Protocol.model_validate(made.config["protocol"]), extractors(benchmark, store)
-    head = "| | " + " | ".join(f"{METRICS[name]} | {protocol.beside}" for name in PAPERS) + " | trainings |"
-    text = [head, "|---" * (2 * len(PAPERS) + 2) + "|"]
-    for line in lines(table, together=False) + lines(table, together=True):
-        found: list[str] = []
-        for name in PAPERS:
-            one = line.figures.get(name)
-            low, high = (number(one.cell.low), number(one.cell.high)) if one else ("", "")
-            found.append(f"{number(one.cell.value)} ({low} to {high})" if one else "")
-            published = rows.get(line.name).figure(protocol.beside, name)
-            found.append("" if isnan(published) else f"{published:g}")
-        text.append(f"| {line.title} | {' | '.join(found)} | {line.trainings} |")
+    text: list[str] = []
+    for what, together in (("One concept", False), ("Several in one picture", True)):
+        if found := lines(table, together=together):
+            metrics = " | ".join(f"{METRICS[name]} | {protocol.beside}" for name in PAPERS)
+            text += [f"| {what} | {metrics} | concepts × trainings |", "|---" * (2 * len(PAPERS) + 2) + "|"]
+            text += [f"| {line.title} | {_beside(line, protocol)} | {line.trainings} |" for line in found]
+            text.append("")
     text += [
-        "",
         f"Intervals of {100 * protocol.confidence:g} %; KID of {protocol.kid_images} pictures a cell in subsets of "
         f"{protocol.kid_subset_size}, by {by['kid']}; the rest by {by['text_alignment']}. The published figures are of Stable "
         "Diffusion 1.4 on photographs, seen by another CLIP: compare orders, not sizes.",
@@ -319,6 +314,17 @@ def markdown(benchmark: Artifact, store: Store) -> str:
     ]
     text += [f"| {' | '.join(claimed(one))} |" for one in claims(benchmark, store)]
     return "\n".join(text)
+
+
+def _beside(line: Line, protocol: Protocol) -> str:
+    """A line's figures with their intervals, each beside the published one."""
+    found: list[str] = []
+    for name in PAPERS:
+        one, published = line.figures.get(name), rows.get(line.name).figure(protocol.beside, name)
+        low, high = (number(one.cell.low), number(one.cell.high)) if one else ("", "")
+        found.append(f"{number(one.cell.value)} ({low} to {high})" if one else "")
+        found.append("" if isnan(published) else number(published))
+    return " | ".join(found)
 
 
 def claimed(one: Judged) -> tuple[str, str, str, str]:
