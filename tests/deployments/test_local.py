@@ -16,11 +16,13 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+import yaml
+from prefect.client import orchestration
 from typer.testing import CliRunner
 
 from customdiff_core.errors import ServiceError
 from customdiff_core.settings import REPOSITORY
-from deployments import doctor, local, processes, stack
+from deployments import doctor, local, processes, registration, stack, watch
 from deployments.files import make_server
 from deployments.processes import Record, Service, flow_runs, require_free, stop
 
@@ -303,12 +305,56 @@ def test_a_run_in_a_pool_that_is_paused_says_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setattr(stack, "_answers", lambda url, status: True)
     monkeypatch.setattr(stack.Stack, "online_workers", lambda self, client: ["local"])
     monkeypatch.setattr(stack, "get_client", lambda sync_client: nullcontext(pool))
-    idle = Service("any", SLEEP, tmp_path)
-    one = stack.Stack(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1", idle, idle, idle)
+    one = idle_stack(tmp_path)
     with pytest.raises(
         ServiceError, match="pool local-process: found it paused, need it to take runs; resume it in the UI"
     ):
         one.require_worker()
+
+
+def idle_stack(tmp_path: Path) -> stack.Stack:
+    idle = Service("any", SLEEP, tmp_path)
+    return stack.Stack(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1", idle, idle, idle)
+
+
+def test_nights_that_a_sleeping_machine_missed_are_dropped_where_the_worker_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(stack, "_must_start", lambda *_: False)
+    monkeypatch.setattr(stack, "bury", lambda *_: called.append("bury"))
+    monkeypatch.setattr(stack, "drop_missed", lambda *_: called.append("drop_missed"))
+    idle_stack(tmp_path)._work(None, print)  # pyright: ignore[reportArgumentType]
+    assert called == ["drop_missed"]
+
+
+def test_a_run_does_not_wait_behind_nights_that_were_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def start(*_: object) -> None:
+        called.append("start")
+        raise ServiceError("enough")
+
+    monkeypatch.setattr(stack, "from_settings", lambda: idle_stack(tmp_path))
+    monkeypatch.setattr(stack.Stack, "require_worker", lambda self: None)
+    monkeypatch.setattr(orchestration, "get_client", lambda sync_client: nullcontext())
+    monkeypatch.setattr(registration, "drop_missed", lambda *_: called.append("drop_missed"))
+    monkeypatch.setattr(watch, "start", start)
+    with pytest.raises(ServiceError, match="enough"):
+        local.run()
+    assert called == ["drop_missed", "start"]
+
+
+def test_a_server_of_others_is_told_what_prefect_yaml_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's set-up, so that what somebody paused stays paused there too."""
+    called: list[str] = []
+    monkeypatch.setattr(orchestration, "get_client", lambda sync_client: nullcontext())
+    monkeypatch.setattr(registration, "prepare", lambda client: called.append("prepare"))
+    monkeypatch.setattr(registration, "deploy", lambda client, log, say: called.append(log.name))
+    assert CliRunner().invoke(local.app, ["register"]).exit_code == 0
+    assert called == ["prepare", "deploy.log"]
+    compose = yaml.safe_load((REPOSITORY / "deployments" / "compose.yaml").read_text())
+    assert compose["services"]["set-up"]["command"] == ["python", "-m", "deployments.local", "register"]
 
 
 @pytest.mark.parametrize("limit", ["0", "many"])
