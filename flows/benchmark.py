@@ -1,7 +1,8 @@
 """Flow `benchmark`: the paper's table, measured; every method on the same concepts, prompts and noise.
 
 prefect deployment run benchmark/quick      # a look at whether all of it works
-prefect deployment run benchmark/nightly    # on a schedule; each night trains anew, and is compared with the nights before
+prefect deployment run benchmark/nightly    # trains anew each night, compared with the nights before
+prefect deployment schedule resume --all    # from now on every night, by its schedule
 """
 
 from datetime import date

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from prefect.client import orchestration
+from prefect.settings import Settings
 from typer.testing import CliRunner
 
 from customdiff_core.errors import ServiceError
@@ -362,6 +364,12 @@ def test_a_worker_limit_that_is_no_number_is_told(limit: str, monkeypatch: pytes
     monkeypatch.setenv("CUSTOMDIFF_WORKER_LIMIT", limit)
     with pytest.raises(ServiceError, match=f"CUSTOMDIFF_WORKER_LIMIT: found '{limit}', need 1 or more"):
         stack.worker_limit()
+
+
+def test_the_servers_database_keeps_the_runs_of_half_a_year() -> None:
+    vacuum = Settings().server.services.db_vacuum
+    assert vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+    assert vacuum.retention_period == timedelta(days=180)
 
 
 # --- the file server ---

@@ -189,11 +189,11 @@ def test_encoders_that_are_not_there_are_said_before_any_work(tmp_path: Path) ->
         ModelOptions(dino=tmp_path / "none", inception=tmp_path / "none.pth").resolve(measure=True)
 
 
-def test_the_benchmarks_deployments_name_protocols_that_there_are_and_one_has_a_schedule() -> None:
+def test_the_benchmarks_deployments_name_protocols_that_there_are_and_one_has_a_schedule_to_switch_on() -> None:
     declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
     mine = {one["name"]: one for one in declared if one["entrypoint"].endswith(":benchmark")}
     assert set(mine) == {"quick", "nightly", "paper-sd14"}
     for one in mine.values():
         assert load_protocol(one["parameters"]["protocol"])
-    assert mine["nightly"]["schedules"] == [{"cron": "0 3 * * *", "timezone": "UTC", "active": True}]
+    assert mine["nightly"]["schedules"] == [{"cron": "0 3 * * *", "timezone": "UTC", "active": False}]
     assert ModelOptions(**mine["paper-sd14"]["parameters"]["model"]).profile == "sd14"
