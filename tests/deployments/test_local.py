@@ -167,6 +167,47 @@ def test_a_recycled_number_is_not_ours_and_is_not_stopped(service: Service, byst
     assert not service.pid_file.exists()
 
 
+def test_a_clock_that_is_set_makes_no_stranger_of_a_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil's start times move with it: a suspended machine's stack could no longer be stopped."""
+    service.start()
+    record = Record.model_validate_json(service.pid_file.read_bytes())
+    moved = record.model_copy(update={"started": record.started - 3600})
+    service.pid_file.write_text(moved.model_dump_json())
+    assert service.process() is not None
+
+    monkeypatch.setattr(processes, "birth", lambda pid: "another boot 1")  # and the number is another's by now
+    assert service.process() is None
+
+
+def test_a_record_of_before_births_and_a_system_without_them_go_by_the_start_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processes, "PROC", tmp_path / "none")
+    service.start()
+    record = Record.model_validate_json(service.pid_file.read_bytes())
+    assert record.birth == ""
+    assert service.process() is not None
+    monkeypatch.undo()
+    service.pid_file.write_text(record.model_dump_json(exclude={"birth"}))
+    assert service.process() is not None
+    service.pid_file.write_text(record.model_copy(update={"started": 1.0}).model_dump_json(exclude={"birth"}))
+    assert service.process() is None
+    service.pid_file.write_text(record.model_dump_json())
+
+
+def test_a_birth_is_read_past_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = tmp_path / "sys" / "kernel" / "random" / "boot_id"
+    for path, text in (
+        (boot, "b00t\n"),
+        (tmp_path / "7" / "stat", f"7 (a) (b c) S {' '.join(map(str, range(4, 40)))}\n"),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert processes.birth(7) == "b00t 22"
+    assert processes.birth(8) == ""
+
+
 @pytest.mark.parametrize("content", ["", "123", '{"pid": 2147483646, "started": 1.0, "settings": ""}'])
 def test_a_pid_file_that_says_nothing_stops_nothing(service: Service, content: str) -> None:
     service.pid_file.parent.mkdir(parents=True)
