@@ -229,6 +229,19 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
     assert json.dumps(recipe)
 
 
+def test_pictures_of_an_earlier_command_stay_and_prompts_are_numbered_on(chain, run, tmp_path: Path):
+    arguments = ["--seed", "7", "--sample-steps", "2", "--out", str(tmp_path)]
+
+    def drawn(prompt: str) -> dict[str, str]:
+        code, said = run("generate", chain.delta.key, prompt, *arguments)
+        assert code == 0, said
+        return {path.name: images.recipe_of(path.read_bytes())["prompt"] for path in tmp_path.iterdir()}
+
+    assert drawn("a crying {}") == {"000-7.png": "a crying <teal-cat> cat"}
+    assert drawn("a crying {}") == {"000-7.png": "a crying <teal-cat> cat"}  # the same once more
+    assert drawn("a {}") == {"000-7.png": "a crying <teal-cat> cat", "001-7.png": "a <teal-cat> cat"}
+
+
 def test_prompts_name_every_concept_that_a_delta_knows(chain, dog_delta):
     assert texts_for(chain.delta, ["a {}", "two {0}"], chain.store) == ("a <teal-cat> cat", "two <teal-cat> cat")
     with pytest.raises(ConfigError) as error:
