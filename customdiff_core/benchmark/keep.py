@@ -55,11 +55,22 @@ def first_kept(benchmark: Artifact, count: int, store: Store) -> datetime:
 
 def kept_cells(store: Store, benchmark: Artifact, count: int) -> set[str]:
     """Keys of the cells of the `count` newest nights, and of every night of other histories, which tidy up after themselves."""
-    cells = tables.read(store, benchmark, KIND, ["night", "cell"])
-    kept = set(cells.loc[cells["night"].isin(_nights(benchmark, count, store)), "cell"])
     own = _history(store.manifest(benchmark))
     others = [one for one in store.manifests(KIND) if _history(one) != own]
-    return kept | {cell["key"] for one in others for cell in one.recipe.config["cells"]}
+    return _cells(store, benchmark, count) | {cell["key"] for one in others for cell in one.recipe.config["cells"]}
+
+
+def newest_cells(store: Store) -> set[str]:
+    """Keys of the cells of the nights that every history keeps."""
+    histories: dict[tuple[str | None, ...], list[Manifest]] = {}
+    for one in sorted(store.manifests(KIND), key=lambda one: (one.recipe.labels["night"], one.created), reverse=True):
+        histories.setdefault(_history(one), []).append(one)
+    found = set[str]()
+    for nights in histories.values():
+        if newest := store.first_whole(nights):
+            count = store.manifest(newest).recipe.config["protocol"]["keep_nights"]
+            found |= _cells(store, newest, count)
+    return found
 
 
 def unneeded(store: Store, runs: tuple[str, ...], before: datetime, cells: Collection[str]) -> list[Artifact]:
@@ -100,6 +111,11 @@ def broken_off(store: Store, runs: tuple[str, ...], before: datetime) -> list[Pa
 
 def _nights(benchmark: Artifact, count: int, store: Store) -> list[str]:
     return sorted(set(tables.read(store, benchmark, KIND, ["night"])["night"]))[-count:]
+
+
+def _cells(store: Store, benchmark: Artifact, count: int) -> set[str]:
+    cells = tables.read(store, benchmark, KIND, ["night", "cell"])
+    return set(cells.loc[cells["night"].isin(_nights(benchmark, count, store)), "cell"])
 
 
 def _history(benchmark: Manifest) -> tuple[str | None, ...]:

@@ -5,6 +5,7 @@ customdiff generate cat "a crying {}"     customdiff convert cat delta.bin --to 
 customdiff inspect delta.bin              customdiff compress cat --megabytes 1
 customdiff evaluate cat                   customdiff table openmoji-nightly --page page.md
 customdiff lay-out dataset.json dataset_multiconcept.json
+customdiff tidy                           # says which checkpoints and leftovers would go; --yes removes them
 """
 
 import typer
@@ -12,9 +13,10 @@ import typer
 from customdiff_core.cli.benchmarking import lay_out, table
 from customdiff_core.cli.files import compress, convert, inspect
 from customdiff_core.cli.generating import generate
+from customdiff_core.cli.tidying import tidy
 from customdiff_core.cli.training import compose, evaluate, train
 
 app = typer.Typer(help="Teach a text-to-image model concepts, merge them, draw them.", no_args_is_help=True)
-for command in (train, compose, generate, convert, compress, inspect, evaluate, table):
+for command in (train, compose, generate, convert, compress, inspect, evaluate, table, tidy):
     app.command()(command)
 app.command("lay-out")(lay_out)

@@ -51,7 +51,7 @@ def test_help_lists_the_commands_and_brings_no_tensor_library_along():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("False")
-    for name in ("train", "compose", "generate", "convert", "compress", "inspect", "evaluate"):
+    for name in ("train", "compose", "generate", "convert", "compress", "inspect", "evaluate", "tidy"):
         assert name in done.stdout
 
 

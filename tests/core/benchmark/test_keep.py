@@ -13,6 +13,7 @@ from customdiff_core.benchmark import keep
 from customdiff_core.benchmark.costs import involved
 from customdiff_core.benchmark.keep import tidy
 from customdiff_core.recipes import Recipe
+from customdiff_core.tidy import plan
 
 from .conftest import NIGHT, PROTOCOL, Night, read
 
@@ -107,6 +108,16 @@ def test_what_a_run_with_something_of_its_own_measured_stays(store: Store, night
     table = night(NIGHT + timedelta(days=1))
     assert tidy(table, KEEPING, store=store) == []
     assert before <= trainings(store)
+
+
+def test_tidying_a_store_spares_the_nights_that_are_kept(store: Store, night: Night) -> None:
+    night(protocol=KEEPING)
+    aged(store)
+    old = trainings(store)
+    night(NIGHT + timedelta(days=1), protocol=KEEPING)
+    aged(store)
+    found = {one.artifact.key for one in plan(store, timedelta(days=30)) if one.artifact}
+    assert found == old
 
 
 def test_manifests_are_read_once_and_no_cell_of_old_nights(
