@@ -22,6 +22,7 @@ from prefect.client import orchestration
 from prefect.settings import Settings
 from typer.testing import CliRunner
 
+from customdiff_core import settings as core_settings
 from customdiff_core.errors import ServiceError
 from customdiff_core.settings import REPOSITORY
 from deployments import doctor, local, processes, registration, stack, watch
@@ -398,6 +399,25 @@ def test_a_server_of_others_is_told_what_prefect_yaml_declares(tmp_path: Path, m
     assert called == ["prepare", "deploy.log"]
     compose = yaml.safe_load((REPOSITORY / "deployments" / "compose.yaml").read_text())
     assert compose["services"]["set-up"]["command"] == ["python", "-m", "deployments.local", "register"]
+
+
+def test_containers_see_the_concepts_of_the_checkout_and_may_be_given_leave_to_fetch_weights() -> None:
+    compose = yaml.safe_load((REPOSITORY / "deployments" / "compose.yaml").read_text())
+    for name in ("set-up", "worker"):
+        service = compose["services"][name]
+        assert "../data/concepts:/app/data/concepts:ro" in service["volumes"]
+        assert service["environment"]["CUSTOMDIFF_ALLOW_DOWNLOAD"] == "${CUSTOMDIFF_ALLOW_DOWNLOAD:-false}"
+
+
+def test_a_cluster_serves_the_reports_where_the_uis_links_lead() -> None:
+    documents = yaml.safe_load_all((REPOSITORY / "deployments" / "kubernetes-worker.yaml").read_text())
+    worker, files = next(one for one in documents if one["kind"] == "Deployment")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    root, port = (files["command"][files["command"].index(name) + 1] for name in ("--root", "--port"))
+    assert core_settings.Settings().files_url.endswith(f":{port}")
+    assert root in [one["mountPath"] for one in worker["volumeMounts"] if one["name"] == "store"]
+    assert root in [one["mountPath"] for one in files["volumeMounts"]]
 
 
 @pytest.mark.parametrize("limit", ["0", "many"])
