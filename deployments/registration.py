@@ -150,7 +150,7 @@ def _switch_back(client: SyncPrefectClient, before: Mapping[str, DeploymentRespo
         if name in before:
             _switch(client, deployment, active=_active(before[name]))
             if before[name].paused:
-                client.set_deployment_paused_state(deployment.id, True)
+                client.pause_deployment(deployment.id)
 
 
 def registered(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:

@@ -47,8 +47,7 @@ class Server:
         self.there[deployment] = active
         self.switched.append((deployment, active))
 
-    def set_deployment_paused_state(self, deployment: str, paused: bool) -> None:
-        assert paused
+    def pause_deployment(self, deployment: str) -> None:
         self.paused.add(deployment)
 
 
