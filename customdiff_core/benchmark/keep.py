@@ -101,12 +101,15 @@ def unneeded(store: Store, runs: tuple[str, ...], before: datetime, cells: Colle
 def broken_off(store: Store, runs: tuple[str, ...], before: datetime) -> list[Path]:
     """The scratch folders of what certain runs began, and nobody worked on since a moment."""
     notes = [note for kind in KINDS for note in sorted(store.root.glob(f"checkpoints/{kind}/*/{PRODUCER}"))]
-    return [
-        note.parent
-        for note in notes
-        if note.read_text().startswith(runs)
-        and max(path.stat().st_mtime for path in note.parent.iterdir()) < before.timestamp()
-    ]
+    return [note.parent for note in notes if _is_left(note, runs, before)]
+
+
+def _is_left(note: Path, runs: tuple[str, ...], before: datetime) -> bool:
+    try:
+        touched = max(path.stat().st_mtime for path in note.parent.iterdir())
+        return note.read_text().startswith(runs) and touched < before.timestamp()
+    except (FileNotFoundError, ValueError):  # whoever works there is done, and removes it
+        return False
 
 
 def _nights(benchmark: Artifact, count: int, store: Store) -> list[str]:

@@ -1,6 +1,7 @@
 """Old nights: their scores stay, their trainings and images go."""
 
 import os
+import shutil
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -82,6 +83,20 @@ def test_a_night_that_never_came_to_a_table_goes_too(store: Store, night: Night)
     assert set(tidy(table, PROTOCOL, store=store)) == {part, merged}
     assert trainings(store) == table_alone | {younger.key}
     assert [path.name for path in (store.root / "checkpoints" / "delta").iterdir()] == ["new"]
+
+
+def test_a_scratch_folder_that_its_maker_removes_meanwhile_is_none_of_those_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = store.scratch("delta", "going", {"of": "x"})
+    plain = Path.iterdir
+
+    def gone(self: Path) -> Iterator[Path]:
+        shutil.rmtree(folder, ignore_errors=True)
+        return plain(self)
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    assert keep.broken_off(store, (RUN,), LONG_AGO + timedelta(days=365)) == []
 
 
 def test_what_others_made_or_use_stays(store: Store, night: Night) -> None:
