@@ -20,19 +20,20 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 from pydantic import ValidationError
 
 from customdiff_core.config import Frozen
-from customdiff_core.errors import DiskFullError, StoreError
+from customdiff_core.errors import DamagedError, DiskFullError, StoreError
 from customdiff_core.recipes import Recipe, digest_of
 from customdiff_core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-INPUTS = "inputs.json"  # of a scratch folder
+INPUTS, PRODUCER = "inputs.json", "producer.txt"  # of a scratch folder
 WITHDRAWN = "withdrawn.json"  # digests
 FULL_HASH_LIMIT = 2 * 1024**3  # bytes; a larger artifact is verified by presence and sizes, and by hash on demand
 SYNC_EACH = 64  # files; more are flushed by one sync of the machine's disks, which is faster
@@ -89,12 +90,13 @@ class Store:
         Args:
             kind: of the artifact that is made there.
             key: its key, or what several of its kind share.
-            inputs: the recipe's; noted in it, so that `unfinished` finds what works on an artifact.
+            inputs: the recipe's; noted in it, with who works there, so that `unfinished` finds what works on an artifact.
         """
         path = self.root / "checkpoints" / kind / key
         self._make_folder(path)
         if inputs:
             write_atomic(path / INPUTS, json.dumps(sorted(inputs.values())).encode())
+            write_atomic(path / PRODUCER, self.producer.encode())
         return path
 
     def unfinished(self, digests: Collection[str]) -> list[Path]:
@@ -131,11 +133,22 @@ class Store:
         folder = self.root / recipe.kind / recipe.key
         if not folder.exists():
             return None
-        problems = self.problems(folder)
-        if not problems:
+        if not self.problems(folder):
             return self._read_manifest(folder).artifact
-        self._set_aside(folder, problems)
-        return None
+        with self.lock(recipe.kind, recipe.key):  # by now another process may have made it again
+            return self._settled(recipe)
+
+    def _settled(self, recipe: Recipe) -> Artifact | None:
+        """As `find`, for who has the key's lock."""
+        folder = self.root / recipe.kind / recipe.key
+        problems = self.problems(folder) if folder.exists() else []
+        if problems:
+            self._set_aside(folder, problems)
+        return self._read_manifest(folder).artifact if folder.exists() else None
+
+    def lock(self, kind: str, key: str) -> FileLock:
+        """What whoever makes an artifact holds; the kernel releases that of a process that died."""
+        return FileLock(self.root / kind / f".{key}.lock")
 
     def make(self, recipe: Recipe, produce: Callable[[Path], int], volatile: tuple[str, ...] = ()) -> Artifact:
         """Return the recipe's artifact, calling `produce(folder) -> rows` only when no whole one is there.
@@ -146,8 +159,8 @@ class Store:
         """
         parent = self.root / recipe.kind
         self._make_folder(parent)
-        with FileLock(parent / f".{recipe.key}.lock"):
-            found = self.find(recipe)
+        with self.lock(recipe.kind, recipe.key):
+            found = self._settled(recipe)
             if found is not None:
                 return found
             self._sweep(parent, recipe.key)
@@ -219,13 +232,17 @@ class Store:
         return chain
 
     def manifests(self, kind: str) -> Iterator[Manifest]:
-        """Yield every readable manifest of a kind."""
+        """Yield every whole manifest of a kind.
+
+        Raises:
+            StoreError: if the system refuses to read one.
+        """
         for path in sorted((self.root / kind).glob(f"*/{MANIFEST}")):
             if path.parent.name.startswith("."):  # being made, or left by a killed maker
                 continue
             try:
                 yield self._read_manifest(path.parent)
-            except StoreError as error:
+            except DamagedError as error:
                 logger.warning("%s", error)
 
     def problems(self, folder: Path, *, full: bool | None = None) -> list[str]:
@@ -234,14 +251,20 @@ class Store:
         Args:
             folder: the artifact's folder.
             full: compare hashes as well as sizes; by default when the artifact is smaller than FULL_HASH_LIMIT.
+
+        Raises:
+            StoreError: if the system refuses to read it, which says nothing of what is in it.
         """
         try:
             manifest = self._read_manifest(folder)
-        except StoreError as error:
+        except DamagedError as error:
             return [str(error)]
         if full is None:
             full = sum(file.size for file in manifest.files) < FULL_HASH_LIMIT
-        return [problem for file in manifest.files if (problem := _problem(folder / file.name, file, full))]
+        try:
+            return [problem for file in manifest.files if (problem := _problem(folder / file.name, file, full))]
+        except OSError as error:
+            raise _unreadable(error, folder) from error
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact; never is half of one left under its name."""
@@ -319,16 +342,18 @@ class Store:
     def _read_manifest(folder: Path) -> Manifest:
         try:
             return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-        except (OSError, ValidationError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
             kind = type(error).__name__
-            raise StoreError(
+            raise DamagedError(
                 f"{folder}: found no readable manifest ({kind}), need {MANIFEST}; make it again"
             ) from error
+        except OSError as error:
+            raise _unreadable(error, folder) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent: temporary sibling, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -343,14 +368,24 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _problem(path: Path, file: File, full: bool) -> str | None:
-    if path.is_symlink() or not path.is_file():
+    try:
+        size = path.stat().st_size
+        if path.is_symlink() or not path.is_file():
+            return f"{file.name} is missing"
+        if size != file.size:
+            return f"{file.name} has {size} bytes instead of {file.size}"
+        if full and _hash(path) != file.sha256:
+            return f"{file.name} has other content than was written"
+    except (FileNotFoundError, NotADirectoryError):
         return f"{file.name} is missing"
-    size = path.stat().st_size
-    if size != file.size:
-        return f"{file.name} has {size} bytes instead of {file.size}"
-    if full and _hash(path) != file.sha256:
-        return f"{file.name} has other content than was written"
     return None
+
+
+def _unreadable(error: OSError, folder: Path) -> StoreError:
+    return StoreError(
+        f"{folder}: found {error.strerror or error} while reading, need it readable; see to the disk, its permissions or the "
+        "limit of open files, and run this again: nothing was set aside"
+    )
 
 
 def _hash(path: Path) -> str:

@@ -6,6 +6,7 @@
     │   └── ModifierTokenError   a V* that is taken, split or shared
     ├── ImageError           a picture that cannot be trusted or decoded
     ├── StoreError           the artifact store cannot be read or written
+    │   ├── DamagedError         an artifact that is not whole
     │   └── DiskFullError
     ├── WeightsError         model weights missing, incomplete or pickled
     ├── DeltaError           a delta, of this program or another, that cannot be read or does not fit
@@ -47,6 +48,10 @@ class ImageError(CustomDiffusionError):
 
 class StoreError(CustomDiffusionError):
     """The artifact store cannot be read or written."""
+
+
+class DamagedError(StoreError):
+    """An artifact without a manifest that can be read."""
 
 
 class DiskFullError(StoreError):

@@ -221,7 +221,7 @@ def _inside(client: SyncPrefectClient, local: stack.Stack) -> Iterator[Check]:
     workers = local.online_workers(client)
     yield _check("worker", bool(workers), ", ".join(workers) or "none online", "make up", "warning")
     there = set(registered(client))
-    missing = sorted(declared_deployments() - there)
+    missing = sorted(declared_deployments().keys() - there)
     found = f"no {', '.join(missing)}" if missing else f"{len(there)} there"
     yield _check("deployments", not missing, found, "make up", "warning")
 

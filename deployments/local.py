@@ -1,6 +1,7 @@
 """The local stack from the command line; the Makefile's targets call this.
 
 python -m deployments.local up | down | status | doctor
+python -m deployments.local register      # on a server that somebody else started
 python -m deployments.local run customize/cat --param 'train={"steps": 100}'
 """
 
@@ -38,6 +39,19 @@ def up() -> None:
     local = stack.from_settings()
     local.up(say)
     say(f"ready: {local.ui_url}")
+
+
+@app.command()
+def register() -> None:
+    """Tell a server that is there already: the pool, the GPU slot, the deployments; safe to repeat."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import get_current_settings
+
+    from deployments import registration
+
+    with get_client(sync_client=True) as client:
+        registration.prepare(client)
+        registration.deploy(client, get_current_settings().home / "logs" / "deploy.log", say)
 
 
 @app.command()
@@ -79,11 +93,12 @@ def run(
     """Run a deployment and follow it."""
     from prefect.client.orchestration import get_client
 
-    from deployments import stack, watch
+    from deployments import registration, stack, watch
 
     local = stack.from_settings()
     local.require_worker()
     with get_client(sync_client=True) as client:
+        registration.drop_missed(client, say)
         flow_run = watch.start(client, deployment, param or [])
         url = f"{local.ui_url}/runs/flow-run/{flow_run.id}"
         say(f"{deployment}: {url}")

@@ -1,9 +1,9 @@
 """Background processes that outlive the command that starts them, and who listens on a port.
 
-    <home>/run/<name>.json    the process's number, start time and settings
+    <home>/run/<name>.json    the process's number, birth and settings
     <home>/logs/<name>.log    what it says; `.log.1` is what its predecessor said
 
-A process is ours only when number and start time agree, so a number that the system gave away again is never stopped.
+A process is ours only when number and birth agree, so a number that the system gave away again is never stopped.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ from customdiff_core.settings import REPOSITORY
 
 PREFIXES = ("PREFECT_", "CUSTOMDIFF_")  # the variables whose change asks for a new process
 STOP_SECONDS = 20.0
-CLOCK_SECONDS = 2.0  # start times are read through the boot time, which moves a little when the clock is set
+CLOCK_SECONDS = 2.0  # psutil reads start times through the boot time, which moves a little when the clock is set
+PROC, START_TICKS = Path("/proc"), 22  # a field of proc(5)
 
 
 class Record(Frozen):
@@ -38,6 +39,7 @@ class Record(Frozen):
     pid: int
     started: float
     settings: str
+    birth: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,7 @@ class Service:
             return None
         with suppress(psutil.Error):
             process = psutil.Process(record.pid)
-            same = abs(process.create_time() - record.started) < CLOCK_SECONDS
-            if same and process.status() != psutil.STATUS_ZOMBIE:
+            if _is(process, record) and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
@@ -107,7 +108,7 @@ class Service:
             setsid=True,
             setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP],
         )
-        record = Record(pid=pid, started=psutil.Process(pid).create_time(), settings=self.settings)
+        record = Record(pid=pid, started=psutil.Process(pid).create_time(), settings=self.settings, birth=birth(pid))
         write_atomic(self.pid_file, record.model_dump_json().encode())
 
     def wait(self, ready: Callable[[], bool], seconds: float) -> None:
@@ -146,6 +147,26 @@ class Service:
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return lines[-1].strip() if lines else "it said nothing"
+
+
+def birth(pid: int) -> str:
+    """When a process began, in ticks since which boot; empty where there is no Linux, or no such process.
+
+    A clock that is set, or that stood still while the machine was suspended, moves psutil's start times, and not this.
+    """
+    try:
+        boot = (PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+        # Fields of proc(5) from the third on: the second is a name in brackets, which may hold anything.
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return f"{boot} {fields[START_TICKS - 3]}"
+
+
+def _is(process: psutil.Process, record: Record) -> bool:
+    if record.birth:
+        return birth(process.pid) == record.birth
+    return abs(process.create_time() - record.started) < CLOCK_SECONDS
 
 
 def stop(processes: Iterable[psutil.Process], seconds: float = STOP_SECONDS) -> None:

@@ -23,9 +23,8 @@ from customdiff_core.errors import ServiceError
 from customdiff_core.settings import Settings
 from deployments.files import LOOPBACK
 from deployments.processes import Service, flow_runs, require_free, stop
-from deployments.registration import POOL, PREFECT, bury, deploy, drop_missed, prepare
+from deployments.registration import POOL, PREFECT, WORKER, bury, deploy, drop_missed, prepare
 
-WORKER = "local"
 # The variables that choose where a service listens.
 ADDRESSES = {"server": "PREFECT_SERVER_API_PORT and PREFECT_API_URL", "file-server": "CUSTOMDIFF_FILES_URL"}
 
@@ -96,9 +95,11 @@ class Stack:
 
     def _work(self, client: SyncPrefectClient, say: Say) -> None:
         """Make a worker take runs from the pool."""
-        if _must_start(self.worker, lambda: WORKER in self.online_workers(client), say):
+        must_start = _must_start(self.worker, lambda: WORKER in self.online_workers(client), say)
+        if must_start:
             bury(client, self.home)
-            drop_missed(client, say)
+        drop_missed(client, say)  # also where it runs: the machine may have slept
+        if must_start:
             say(f"starting a worker for the pool {POOL}")
             self.worker.start()
             self.worker.wait(lambda: WORKER in self.online_workers(client), START_SECONDS)

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from customdiff_core.errors import ServiceError
-from deployments.registration import registered
+from deployments.registration import in_progress, registered
 
 POLL_SECONDS = 1.0
 CHECK_SECONDS = 30.0
@@ -80,11 +80,19 @@ def follow(
             check()
             check_at = time.monotonic() + CHECK_SECONDS
         working = [stage_name(one.name) for one in stages if one.state and not one.state.is_final()]
-        now(f"{' and '.join(working) or 'waiting for the worker'} ...")
+        now(f"{' and '.join(working) or _waiting(client, flow_run)} ...")
         time.sleep(POLL_SECONDS)
     raise ServiceError(
         f"flow run {run}: found it unfinished after {seconds:.0f} s, need it finished; it goes on: see the UI"
     )
+
+
+def _waiting(client: SyncPrefectClient, run: FlowRun) -> str:
+    """What a run waits for that has no stage at work: the worker takes so many runs at a time."""
+    if run.state and run.state.is_running():
+        return "about to start a stage"
+    others = " and ".join(one.name for one in in_progress(client) if one.id != run.id)
+    return f"waiting for the worker{f', which runs {others}' if others else ''}"
 
 
 def _parameter(text: str) -> tuple[str, Any]:

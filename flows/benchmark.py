@@ -45,11 +45,12 @@ def benchmark(
     index = indexed(profile, IndexConfig(), runtime)
 
     outcomes = measured(plan(chosen, when), chosen, index, profile, runtime)
+    tasks.benchmark.announce_incomplete(outcomes, chosen, when)
     before = tasks.benchmark.before(chosen, when, profile)
     table = tasks.benchmark.tabulate(outcomes, chosen, when, before, profile)
+    tasks.benchmark.announce_outside(table, chosen, when)
     page = tasks.benchmark.report(table, chosen, profile)
     publish.benchmarked(table, page, chosen)
-    tasks.benchmark.announce(table, chosen, when)
     tasks.benchmark.tidy(table, chosen)
     return table
 

@@ -101,18 +101,25 @@ def tidy(benchmark: Artifact, protocol: Protocol) -> None:
     run(benchmark, protocol, store=store())
 
 
-def announce(benchmark: Artifact, protocol: Protocol, night: date) -> None:
-    """Fire a Prefect event when a figure of the night lies outside its limits, and one when cells failed."""
-    from customdiff_core.benchmark.drift import outside
-    from customdiff_core.benchmark.history import failed
+def announce_incomplete(outcomes: tuple[Outcome, ...], protocol: Protocol, night: date) -> None:
+    """Fire a Prefect event when cells failed, before the table: of a night without a single cell there is none."""
+    lost = [one for one in outcomes if not one.made]
+    said = [f"{one.cell.row}, {'+'.join(one.cell.concepts)}, seed {one.cell.seed}: {one.error}" for one in lost]
+    _announce(INCOMPLETE, said, protocol, night)
 
-    here = store()
-    found = {OUTSIDE: outside(benchmark, night, here), INCOMPLETE: failed(benchmark, night, here)}
+
+def announce_outside(benchmark: Artifact, protocol: Protocol, night: date) -> None:
+    """Fire a Prefect event when a figure of the night lies outside its limits."""
+    from customdiff_core.benchmark.drift import outside
+
+    _announce(OUTSIDE, outside(benchmark, night, store()), protocol, night)
+
+
+def _announce(event: str, what: list[str], protocol: Protocol, night: date) -> None:
     resource = {
         "prefect.resource.id": f"customdiff.benchmark.{protocol.name}",
         "prefect.resource.name": f"benchmark {protocol.name}",
     }
     run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
-    for event, what in found.items():
-        if what:
-            emit_event(event, resource=resource, related=[run], payload={"night": night.isoformat(), "what": what})
+    if what:
+        emit_event(event, resource=resource, related=[run], payload={"night": night.isoformat(), "what": what})

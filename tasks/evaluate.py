@@ -8,7 +8,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import EvaluateConfig, Runtime
 from customdiff_core.profiles import Profile
 from tasks.caching import stage
-from tasks.publish import progress
+from tasks.publish import named, progress
 from tasks.slots import gpu_slot
 from tasks.stores import store
 
@@ -18,7 +18,7 @@ def evaluate(concept: Concept, delta: Artifact, profile: Profile, config: Evalua
     """Draw with both models and measure, while holding the GPU slot."""
     from customdiff_core.evaluation.evaluate import evaluate as run
 
-    with gpu_slot(), progress(f"{concept.name}-evaluate", "Images drawn") as tell:
+    with gpu_slot(), progress(f"{named(concept)}-evaluate", "Images drawn") as tell:
         return run(concept, delta, profile, config, store=store(), runtime=runtime, progress=tell)
 
 

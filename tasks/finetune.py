@@ -8,7 +8,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime
 from customdiff_core.profiles import Profile
 from tasks.caching import stage
-from tasks.publish import progress
+from tasks.publish import named, progress
 from tasks.slots import gpu_slot
 from tasks.stores import store
 
@@ -25,7 +25,7 @@ def finetune(
     """Train what the method trains, while holding the GPU slot."""
     from customdiff_core.finetuning.finetune import finetune as run
 
-    with gpu_slot(), progress(f"{concepts[0].name}-finetune", "Training steps") as tell:
+    with gpu_slot(), progress(f"{named(*concepts)}-finetune", "Training steps") as tell:
         return run(
             concepts,
             training_sets,

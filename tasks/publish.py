@@ -25,6 +25,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.errors import TooFewImagesError
 from customdiff_core.lineage import Lineage
 from customdiff_core.progress import Progress
+from customdiff_core.recipes import digest_of
 from tasks import pages
 from tasks.stores import store
 
@@ -47,22 +48,22 @@ def built(folder: Path) -> None:
 
 def retrieved(concept: Concept, regularization: Artifact) -> None:
     """Show the regularization images."""
-    _send(f"{concept.name}-retrieve", lambda: pages.retrieved(concept, regularization, store()))
+    _send(f"{named(concept)}-retrieve", lambda: pages.retrieved(concept, regularization, store()))
 
 
 def too_few(concept: Concept, error: TooFewImagesError) -> None:
     """Show how far a retrieval came."""
-    _send(f"{concept.name}-retrieve", lambda: pages.too_few(concept, error))
+    _send(f"{named(concept)}-retrieve", lambda: pages.too_few(concept, error))
 
 
 def augmented(concept: Concept, training_set: Artifact) -> None:
     """Show augmented views."""
-    _send(f"{concept.name}-augment", lambda: pages.augmented(concept, training_set, store()))
+    _send(f"{named(concept)}-augment", lambda: pages.augmented(concept, training_set, store()))
 
 
 def finetuned(concepts: tuple[Concept, ...], delta: Artifact) -> None:
     """Show the losses, the previews and how far the weights moved."""
-    _send(f"{'-'.join(one.name for one in concepts)}-finetune", lambda: pages.finetuned(concepts, delta, store()))
+    _send(f"{named(*concepts)}-finetune", lambda: pages.finetuned(concepts, delta, store()))
 
 
 def merged(delta: Artifact, left_out: Sequence[str] = ()) -> None:
@@ -75,19 +76,19 @@ def merged(delta: Artifact, left_out: Sequence[str] = ()) -> None:
 def evaluated_together(concepts: tuple[Concept, ...], together: Artifact) -> None:
     """Show several concepts in one picture, by every model."""
     _send(
-        f"{'-'.join(one.name for one in concepts)}-evaluate",
+        f"{named(*concepts)}-evaluate",
         lambda: pages.evaluated_together(concepts, together, store()),
     )
 
 
 def evaluated(concept: Concept, metrics: Artifact) -> None:
     """Show both models side by side, and the figures."""
-    _send(f"{concept.name}-evaluate", lambda: pages.evaluated(concept, metrics, store()))
+    _send(f"{named(concept)}-evaluate", lambda: pages.evaluated(concept, metrics, store()))
 
 
 def reported(concepts: tuple[Concept, ...], report: Artifact) -> None:
     """Link the report."""
-    _send(f"{'-'.join(one.name for one in concepts)}-report", lambda: pages.reported(concepts, report, store()))
+    _send(f"{named(*concepts)}-report", lambda: pages.reported(concepts, report, store()))
 
 
 def benchmarked(benchmark: Artifact, report: Artifact, protocol: Protocol) -> None:
@@ -184,6 +185,13 @@ def _logger() -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
         return get_run_logger()
     except MissingContextError:
         return logging.getLogger(__name__)
+
+
+def named(*concepts: Concept) -> str:
+    """What keys of the UI call concepts: "cat", "cat-dog" of two; whose name has more than letters and digits gets a digest too."""
+    names = [one.name for one in concepts]
+    plain = all(name.isalnum() for name in names)
+    return "-".join(names) if plain else f"{_key('-'.join(names))}-{digest_of(names)[:8]}"
 
 
 def _key(text: str) -> str:

@@ -11,7 +11,7 @@ from customdiff_core.concepts import Concept
 from customdiff_core.config import BuildConfig, IndexConfig, RetrieveConfig, Runtime
 from customdiff_core.profiles import Profile
 from tasks.caching import retry_unexpected, stage
-from tasks.publish import progress
+from tasks.publish import named, progress
 from tasks.slots import gpu_slot
 from tasks.stores import store
 
@@ -33,7 +33,7 @@ def retrieve(
     from customdiff_core.retrieval.retrieve import retrieve as run
 
     slot = gpu_slot() if config.regularization == "generated" else nullcontext()
-    with slot, progress(f"{concept.name}-retrieve", "Regularization images") as tell:
+    with slot, progress(f"{named(concept)}-retrieve", "Regularization images") as tell:
         return run(concept, index, profile, config, store=store(), runtime=runtime, progress=tell)
 
 

@@ -35,9 +35,12 @@ def costs(delta: Artifact, profile: Profile, store: Store, concepts: int) -> dic
 
 
 def involved(delta: Artifact, store: Store) -> list[Artifact]:
-    """A delta and those that it was made from: parents of a sequential training, parts of a merge."""
-    known = {one.artifact.sha256: one for one in store.manifests("delta")}
-    found, todo = dict[str, Artifact](), [delta.sha256]
+    """A delta and those that it was made from: parents of a sequential training, parts of a merge.
+
+    These are known by their content: of several with one, the newest counts.
+    """
+    known = {one.artifact.sha256: one for one in sorted(store.manifests("delta"), key=lambda one: one.created)}
+    found, todo = {delta.key: delta}, list(store.manifest(delta).recipe.inputs.values())
     while todo:
         manifest = known.get(todo.pop())
         if manifest is not None and manifest.artifact.key not in found:

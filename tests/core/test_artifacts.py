@@ -5,8 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -237,6 +240,50 @@ def test_without_a_readable_manifest_there_is_no_artifact(store: Store, text: st
     assert not store.path(made).exists()
 
 
+@pytest.mark.parametrize(("name", "number"), [("read_bytes", errno.EMFILE), ("open", errno.EIO)])
+def test_what_the_system_refuses_to_read_is_not_damaged(
+    store: Store, name: str, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the manifest, and of a file: too many open files would have moved hours of work aside."""
+    made = store.make(recipe(), Maker())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    plain = getattr(Path, name)
+    wanted = MANIFEST if name == "read_bytes" else "data.txt"
+    monkeypatch.setattr(Path, name, lambda self, *a, **k: (refuse if self.name == wanted else plain)(self, *a, **k))
+    said = rf"delta/{made.key}: found {os.strerror(number)} while reading, need it readable; .*: nothing was set aside"
+    for look in (
+        lambda: store.find(recipe()),
+        lambda: store.get("delta", made.key),
+        lambda: store.make(recipe(), Maker()),
+    ):
+        with pytest.raises(StoreError, match=said):
+            look()
+    if name == "read_bytes":
+        with pytest.raises(StoreError, match=said):
+            list(store.manifests("delta"))
+    monkeypatch.undo()
+    assert store.find(recipe()) == made
+    assert not (store.root / "damaged").exists()
+
+
+def test_what_was_damaged_and_is_made_again_meanwhile_is_not_set_aside(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Another process makes it while this one waits for the key."""
+    made = store.make(recipe(), Maker())
+    damage(store.path(made) / "data.txt", "flipped")
+    lock = store.lock
+
+    def mended(kind: str, key: str):
+        (store.path(made) / "data.txt").write_text("some data")
+        return lock(kind, key)
+
+    monkeypatch.setattr(store, "lock", mended)
+    assert store.find(recipe()) == made
+    assert not (store.root / "damaged").exists()
+
+
 def test_a_large_artifact_is_verified_by_size_and_by_hash_on_demand(store: Store, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(artifacts, "FULL_HASH_LIMIT", 5)
     made = store.make(recipe(), Maker())
@@ -423,6 +470,21 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(DiskFullError, match=f"store {tmp_path}: found no space left on the disk"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_threads_write_one_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, both, sync = tmp_path / "state", threading.Barrier(2), os.fsync
+
+    def meet(descriptor: int) -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=10)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meet)  # both temporary files are there
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda data: write_atomic(path, data), (b"one" * 1000, b"two" * 1000)))
+    assert path.read_bytes() in (b"one" * 1000, b"two" * 1000)
     assert list(tmp_path.iterdir()) == [path]
 
 

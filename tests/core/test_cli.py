@@ -51,7 +51,7 @@ def test_help_lists_the_commands_and_brings_no_tensor_library_along():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("False")
-    for name in ("train", "compose", "generate", "convert", "compress", "inspect", "evaluate"):
+    for name in ("train", "compose", "generate", "convert", "compress", "inspect", "evaluate", "tidy"):
         assert name in done.stdout
 
 
@@ -227,6 +227,19 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
     assert (recipe["sampler"], recipe["steps"], recipe["negative_prompt"]) == ("ddim", 2, "a dog")
     assert recipe["delta"] == chain.delta.sha256
     assert json.dumps(recipe)
+
+
+def test_pictures_of_an_earlier_command_stay_and_prompts_are_numbered_on(chain, run, tmp_path: Path):
+    arguments = ["--seed", "7", "--sample-steps", "2", "--out", str(tmp_path)]
+
+    def drawn(prompt: str) -> dict[str, str]:
+        code, said = run("generate", chain.delta.key, prompt, *arguments)
+        assert code == 0, said
+        return {path.name: images.recipe_of(path.read_bytes())["prompt"] for path in tmp_path.iterdir()}
+
+    assert drawn("a crying {}") == {"000-7.png": "a crying <teal-cat> cat"}
+    assert drawn("a crying {}") == {"000-7.png": "a crying <teal-cat> cat"}  # the same once more
+    assert drawn("a {}") == {"000-7.png": "a crying <teal-cat> cat", "001-7.png": "a <teal-cat> cat"}
 
 
 def test_prompts_name_every_concept_that_a_delta_knows(chain, dog_delta):

@@ -10,6 +10,7 @@ TREE = {
     "ModifierTokenError": "ConceptError",
     "ImageError": "CustomDiffusionError",
     "StoreError": "CustomDiffusionError",
+    "DamagedError": "StoreError",
     "DiskFullError": "StoreError",
     "WeightsError": "CustomDiffusionError",
     "DeltaError": "CustomDiffusionError",

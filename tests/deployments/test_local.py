@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +17,15 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+import yaml
+from prefect.client import orchestration
+from prefect.settings import Settings
 from typer.testing import CliRunner
 
+from customdiff_core import settings as core_settings
 from customdiff_core.errors import ServiceError
 from customdiff_core.settings import REPOSITORY
-from deployments import doctor, local, processes, stack
+from deployments import doctor, local, processes, registration, stack, watch
 from deployments.files import make_server
 from deployments.processes import Record, Service, flow_runs, require_free, stop
 
@@ -163,6 +168,47 @@ def test_a_recycled_number_is_not_ours_and_is_not_stopped(service: Service, byst
     assert not service.pid_file.exists()
 
 
+def test_a_clock_that_is_set_makes_no_stranger_of_a_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil's start times move with it: a suspended machine's stack could no longer be stopped."""
+    service.start()
+    record = Record.model_validate_json(service.pid_file.read_bytes())
+    moved = record.model_copy(update={"started": record.started - 3600})
+    service.pid_file.write_text(moved.model_dump_json())
+    assert service.process() is not None
+
+    monkeypatch.setattr(processes, "birth", lambda pid: "another boot 1")  # and the number is another's by now
+    assert service.process() is None
+
+
+def test_a_record_of_before_births_and_a_system_without_them_go_by_the_start_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processes, "PROC", tmp_path / "none")
+    service.start()
+    record = Record.model_validate_json(service.pid_file.read_bytes())
+    assert record.birth == ""
+    assert service.process() is not None
+    monkeypatch.undo()
+    service.pid_file.write_text(record.model_dump_json(exclude={"birth"}))
+    assert service.process() is not None
+    service.pid_file.write_text(record.model_copy(update={"started": 1.0}).model_dump_json(exclude={"birth"}))
+    assert service.process() is None
+    service.pid_file.write_text(record.model_dump_json())
+
+
+def test_a_birth_is_read_past_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = tmp_path / "sys" / "kernel" / "random" / "boot_id"
+    for path, text in (
+        (boot, "b00t\n"),
+        (tmp_path / "7" / "stat", f"7 (a) (b c) S {' '.join(map(str, range(4, 40)))}\n"),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    assert processes.birth(7) == "b00t 22"
+    assert processes.birth(8) == ""
+
+
 @pytest.mark.parametrize("content", ["", "123", '{"pid": 2147483646, "started": 1.0, "settings": ""}'])
 def test_a_pid_file_that_says_nothing_stops_nothing(service: Service, content: str) -> None:
     service.pid_file.parent.mkdir(parents=True)
@@ -303,12 +349,75 @@ def test_a_run_in_a_pool_that_is_paused_says_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setattr(stack, "_answers", lambda url, status: True)
     monkeypatch.setattr(stack.Stack, "online_workers", lambda self, client: ["local"])
     monkeypatch.setattr(stack, "get_client", lambda sync_client: nullcontext(pool))
-    idle = Service("any", SLEEP, tmp_path)
-    one = stack.Stack(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1", idle, idle, idle)
+    one = idle_stack(tmp_path)
     with pytest.raises(
         ServiceError, match="pool local-process: found it paused, need it to take runs; resume it in the UI"
     ):
         one.require_worker()
+
+
+def idle_stack(tmp_path: Path) -> stack.Stack:
+    idle = Service("any", SLEEP, tmp_path)
+    return stack.Stack(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:1", idle, idle, idle)
+
+
+def test_nights_that_a_sleeping_machine_missed_are_dropped_where_the_worker_runs_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(stack, "_must_start", lambda *_: False)
+    monkeypatch.setattr(stack, "bury", lambda *_: called.append("bury"))
+    monkeypatch.setattr(stack, "drop_missed", lambda *_: called.append("drop_missed"))
+    idle_stack(tmp_path)._work(None, print)  # pyright: ignore[reportArgumentType]
+    assert called == ["drop_missed"]
+
+
+def test_a_run_does_not_wait_behind_nights_that_were_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def start(*_: object) -> None:
+        called.append("start")
+        raise ServiceError("enough")
+
+    monkeypatch.setattr(stack, "from_settings", lambda: idle_stack(tmp_path))
+    monkeypatch.setattr(stack.Stack, "require_worker", lambda self: None)
+    monkeypatch.setattr(orchestration, "get_client", lambda sync_client: nullcontext())
+    monkeypatch.setattr(registration, "drop_missed", lambda *_: called.append("drop_missed"))
+    monkeypatch.setattr(watch, "start", start)
+    with pytest.raises(ServiceError, match="enough"):
+        local.run()
+    assert called == ["drop_missed", "start"]
+
+
+def test_a_server_of_others_is_told_what_prefect_yaml_declares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's set-up, so that what somebody paused stays paused there too."""
+    called: list[str] = []
+    monkeypatch.setattr(orchestration, "get_client", lambda sync_client: nullcontext())
+    monkeypatch.setattr(registration, "prepare", lambda client: called.append("prepare"))
+    monkeypatch.setattr(registration, "deploy", lambda client, log, say: called.append(log.name))
+    assert CliRunner().invoke(local.app, ["register"]).exit_code == 0
+    assert called == ["prepare", "deploy.log"]
+    compose = yaml.safe_load((REPOSITORY / "deployments" / "compose.yaml").read_text())
+    assert compose["services"]["set-up"]["command"] == ["python", "-m", "deployments.local", "register"]
+
+
+def test_containers_see_the_concepts_of_the_checkout_and_may_be_given_leave_to_fetch_weights() -> None:
+    compose = yaml.safe_load((REPOSITORY / "deployments" / "compose.yaml").read_text())
+    for name in ("set-up", "worker"):
+        service = compose["services"][name]
+        assert "../data/concepts:/app/data/concepts:ro" in service["volumes"]
+        assert service["environment"]["CUSTOMDIFF_ALLOW_DOWNLOAD"] == "${CUSTOMDIFF_ALLOW_DOWNLOAD:-false}"
+
+
+def test_a_cluster_serves_the_reports_where_the_uis_links_lead() -> None:
+    documents = yaml.safe_load_all((REPOSITORY / "deployments" / "kubernetes-worker.yaml").read_text())
+    worker, files = next(one for one in documents if one["kind"] == "Deployment")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    root, port = (files["command"][files["command"].index(name) + 1] for name in ("--root", "--port"))
+    assert core_settings.Settings().files_url.endswith(f":{port}")
+    assert root in [one["mountPath"] for one in worker["volumeMounts"] if one["name"] == "store"]
+    assert root in [one["mountPath"] for one in files["volumeMounts"]]
 
 
 @pytest.mark.parametrize("limit", ["0", "many"])
@@ -316,6 +425,12 @@ def test_a_worker_limit_that_is_no_number_is_told(limit: str, monkeypatch: pytes
     monkeypatch.setenv("CUSTOMDIFF_WORKER_LIMIT", limit)
     with pytest.raises(ServiceError, match=f"CUSTOMDIFF_WORKER_LIMIT: found '{limit}', need 1 or more"):
         stack.worker_limit()
+
+
+def test_the_servers_database_keeps_the_runs_of_half_a_year() -> None:
+    vacuum = Settings().server.services.db_vacuum
+    assert vacuum.enabled_vacuum_types == {"events", "flow_runs", "orphans"}
+    assert vacuum.retention_period == timedelta(days=180)
 
 
 # --- the file server ---

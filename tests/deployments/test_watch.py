@@ -26,11 +26,14 @@ def test_prefects_own_suffix_is_not_told() -> None:
 class Client:
     """A run that is in one state after the other."""
 
-    def __init__(self, *states: Any) -> None:
-        self.states = list(states)
+    def __init__(self, *states: Any, computing: tuple[SimpleNamespace, ...] = ()) -> None:
+        self.states, self.computing = list(states), computing
 
     def read_flow_run(self, run: object) -> SimpleNamespace:
         return SimpleNamespace(id=run, state=self.states.pop(0))
+
+    def read_flow_runs(self, **_: object) -> tuple[SimpleNamespace, ...]:
+        return self.computing
 
     def read_task_runs(self, **_: object) -> list[SimpleNamespace]:
         return []
@@ -67,6 +70,14 @@ def test_a_run_that_computes_is_waited_for_whatever_the_worker_does() -> None:
     done = follow(client, uuid4(), 60, print, print, no_worker)
     assert done.state
     assert done.state.is_completed()
+
+
+def test_the_run_that_one_waits_behind_is_named() -> None:
+    run, told = uuid4(), list[str]()
+    night = SimpleNamespace(id=uuid4(), name="benchmark-openmoji-nightly")
+    client: Any = Client(Scheduled(), Running(), Completed(), computing=(night, SimpleNamespace(id=run, name="mine")))
+    follow(client, run, 60, print, told.append)
+    assert told == ["waiting for the worker, which runs benchmark-openmoji-nightly ...", "about to start a stage ..."]
 
 
 def test_a_name_without_a_flow_is_no_deployment() -> None:

@@ -1,34 +1,40 @@
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pandas as pd
 import pytest
+import yaml
+from prefect.server.events.schemas.automations import AutomationCore
+from prefect.server.events.schemas.events import ReceivedEvent
 
+import flows.benchmark
 import tasks.benchmark
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import load
+from customdiff_core.errors import EvaluationError
 from customdiff_core.recipes import Recipe
+from customdiff_core.settings import REPOSITORY
 
 NIGHT = date(2026, 3, 2)
 
 
-def benchmark(store: Store, *, outside: bool, failed: bool) -> Artifact:
+def benchmark(store: Store, *, outside: bool) -> Artifact:
     """Two nights of one row, the second as told."""
-    cell = {"row": "joint", "concepts": "cat+dog", "seed": 1}
-    nights = [("2026-03-01", "measured", ""), ("2026-03-02", "failed" if failed else "measured", "out of memory")]
     chart = {"row": "joint", "metric": "text_alignment", "value": 0.2, "low": 0.5, "high": 0.9}
 
     def produce(folder: Path) -> int:
-        tables.write(folder / "benchmark.parquet", [cell | {"night": a, "status": b, "error": c} for a, b, c in nights])
         marks = [("2026-03-01", True), ("2026-03-02", outside)]
         return tables.write(
             folder / "drift.parquet", pd.DataFrame([chart | {"night": a, "outside": b} for a, b in marks])
         )
 
-    config = {"outside": outside, "failed": failed}
+    config = {"outside": outside}
     return store.make(Recipe(kind="benchmark", inputs={}, config=config, code="", versions={}), produce)
 
 
@@ -43,7 +49,7 @@ def fired(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict
 
 
 def test_a_night_outside_its_limits_fires_an_event_that_says_what(store: Store, fired: list[Any]) -> None:
-    tasks.benchmark.announce(benchmark(store, outside=True, failed=False), load("openmoji-nightly"), NIGHT)
+    tasks.benchmark.announce_outside(benchmark(store, outside=True), load("openmoji-nightly"), NIGHT)
     [(event, content)] = fired
     assert event == "customdiff.benchmark.outside"
     assert content["resource"]["prefect.resource.id"] == "customdiff.benchmark.openmoji-nightly"
@@ -53,11 +59,56 @@ def test_a_night_outside_its_limits_fires_an_event_that_says_what(store: Store, 
     }
 
 
+def outcomes(store: Store, *errors: str) -> tuple[Outcome, ...]:
+    """A cell measured, and others that failed."""
+    cell = Cell(row="joint", concepts=("cat", "dog"), seed=1)
+    return (
+        Outcome(cell=cell, made=benchmark(store, outside=False)),
+        *(Outcome(cell=cell, error=one) for one in errors),
+    )
+
+
 def test_a_failed_cell_fires_another_and_a_quiet_night_none(store: Store, fired: list[Any]) -> None:
     protocol = load("openmoji-nightly")
-    tasks.benchmark.announce(benchmark(store, outside=False, failed=False), protocol, NIGHT)
+    tasks.benchmark.announce_outside(benchmark(store, outside=False), protocol, NIGHT)
+    tasks.benchmark.announce_incomplete(outcomes(store), protocol, NIGHT)
     assert fired == []
-    tasks.benchmark.announce(benchmark(store, outside=False, failed=True), protocol, NIGHT)
+    tasks.benchmark.announce_incomplete(outcomes(store, "out of memory"), protocol, NIGHT)
     [(event, content)] = fired
     assert event == "customdiff.benchmark.incomplete"
     assert content["payload"]["what"] == ["joint, cat+dog, seed 1: out of memory"]
+
+
+@pytest.mark.parametrize(("breaks", "told"), [("tabulate", ["incomplete"]), ("report", ["incomplete", "outside"])])
+def test_a_night_without_a_table_or_a_page_is_told_of_too(
+    store: Store, fired: list[Any], monkeypatch: pytest.MonkeyPatch, breaks: str, told: list[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise EvaluationError("benchmark: found no cell that was measured")
+
+    monkeypatch.setattr(flows.benchmark, "indexed", lambda *_: None)
+    monkeypatch.setattr(flows.benchmark, "measured", lambda *_: outcomes(store, "out of memory"))
+    monkeypatch.setattr(tasks.benchmark, "before", lambda *_: ())
+    monkeypatch.setattr(tasks.benchmark, "tabulate", lambda *_: benchmark(store, outside=True))
+    monkeypatch.setattr(tasks.benchmark, breaks, broken)
+    with pytest.raises(EvaluationError):
+        flows.benchmark.benchmark.fn("openmoji-nightly", NIGHT)
+    assert [event.rpartition(".")[2] for event, _ in fired] == told
+
+
+def test_the_example_of_automations_hears_of_nights_that_fail_or_do_not_come() -> None:
+    text = (REPOSITORY / "deployments" / "automation-drift.yaml").read_text()
+    triggers = [AutomationCore.model_validate(one).trigger for one in yaml.safe_load(text)["automations"]]
+
+    def heard(event: str, deployment: str) -> list[str]:
+        related = [
+            {"prefect.resource.id": "x", "prefect.resource.role": "deployment", "prefect.resource.name": deployment}
+        ]
+        resource = {"prefect.resource.id": "prefect.flow-run.1"}
+        one = ReceivedEvent(occurred=datetime.now(UTC), event=event, resource=resource, related=related, id=uuid4())
+        return [str(trigger.posture.value) for trigger in triggers if trigger.covers(one) and trigger.expects(event)]
+
+    assert heard("prefect.flow-run.Failed", "nightly") == heard("prefect.flow-run.Crashed", "nightly") == ["Reactive"]
+    assert heard("prefect.flow-run.Completed", "nightly") == ["Proactive"]
+    assert heard("prefect.flow-run.Failed", "cat") == heard("prefect.flow-run.Completed", "quick") == []
+    assert next(one.within for one in triggers if one.posture.value == "Proactive") == timedelta(hours=26)

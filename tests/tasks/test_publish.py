@@ -202,12 +202,22 @@ def test_each_stage_sends_its_page_under_a_key_of_its_own(
         "openmoji-index",
         "cat-retrieve",
         "cat-augment",
-        "my-cat-finetune",
+        "my-cat-91b1583b-finetune",
         "cat-evaluate",
         "cat-report",
         "generate",
     ]
     assert sent[1][1] == pages.retrieved(cat, chain["regularization"], store)
+
+
+def test_concepts_whose_keys_would_be_one_have_keys_of_their_own(cat: Concept) -> None:
+    mine, mine_too, one, two, both = (
+        cat.model_copy(update={"name": name}) for name in ("my_cat", "my-cat", "cat", "dog", "cat-dog")
+    )
+    assert (publish.named(one), publish.named(one, two)) == ("cat", "cat-dog")
+    found = {publish.named(*group) for group in ((mine,), (mine_too,), (both,), (one, two), (two, one))}
+    assert len(found) == 5
+    assert all(re.fullmatch("[a-z0-9-]+", key) for key in found)
 
 
 @pytest.mark.parametrize(("where", "name"), [(publish, "create_markdown_artifact"), (pages, "finetuned")])
