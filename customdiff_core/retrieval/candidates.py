@@ -153,11 +153,13 @@ class Gathered:
         return Account(self.table, pd.DataFrame(rows).reindex(columns=pd.Index(ATTEMPTS)))
 
     def _link(self, hit: dict[str, Any]) -> Link:
+        """The file beside the index where it is there, else what the backend sent, else the address."""
         item, url, path, sent = int(hit["item_id"]), str(hit["url"]), str(hit["image_path"]), hit["image"]
-        if isinstance(sent, bytes) and (not path or getattr(self._session.source, "folder", None) is None):
-            return Link(item, url, lambda: sent, images.digest(sent))
-        if path:
+        elsewhere = bool(url) or isinstance(sent, bytes)
+        if path and (not elsewhere or self._session.source.has(path)):
             return Link(item, url, partial(self._session.source.read, path), f"{path}:{hit['caption']}")
+        if isinstance(sent, bytes):
+            return Link(item, url, lambda: sent, images.digest(sent))
         return Link(item, url)
 
     def _embed(self, item: int) -> npt.NDArray[np.float32]:

@@ -1,5 +1,7 @@
 import re
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,12 +189,12 @@ def web_index(openmoji, tmp_path: Path):
     """An index of 90 links, of which every fifth is dead and one is listed twice."""
     from deployments.web import serving
 
-    def build(base: str, kinds: tuple[str, ...] = ("ok", "ok", "ok", "ok", "dead")) -> Path:
+    def build(base: str, kinds: tuple[str, ...] = ("ok", "ok", "ok", "ok", "dead"), **more: list[str]) -> Path:
         words = [f"photo of a cat number {number}" for number in range(90)]
         vectors = Encoder(openmoji.retrieval_encoder, "cpu").texts(words)
         urls = [f"{base}/{kinds[number % len(kinds)]}/{number}.jpg" for number in range(90)]
         urls[3] = urls[0]
-        return write_index(tmp_path, vectors, pd.DataFrame({"caption": words, "url": urls}))
+        return write_index(tmp_path, vectors, pd.DataFrame({"caption": words, "url": urls, **more}))
 
     with serving() as (base, web):
         yield build, base, web
@@ -220,6 +222,36 @@ def test_links_are_fetched_in_rounds_and_ranked_by_similarity(web_index, cat, st
     assert set(attempts["status"]) == {"ok", "dead"}
     assert set(attempts["host"]) == {"127.0.0.1"}
     assert max(web.asked.values()) == 1
+
+
+@pytest.mark.usefixtures("open_loopback")
+@pytest.mark.parametrize("source", ["local", "backend", "backend without its folder"])
+def test_a_webdatasets_key_in_image_path_is_no_file_and_the_url_is_taken(
+    web_index, cat, store, tmp_path: Path, source: str
+):
+    """clip-retrieval writes a sample's key there; a row whose file is there is read from the folder."""
+    from deployments.backend import running
+
+    build, base, _ = web_index
+    keys = [f"{number:09d}" for number in range(90)]
+    folder = build(base, ("ok",), image_path=keys)
+    for number in range(0, 90, 2):
+        Image.new("RGB", (64, 64), (number, 80, 120)).save(folder / keys[number], "PNG")
+    config = RetrieveConfig(count=12, candidates=40, fetch=QUICK, near_hash=None)
+    with ExitStack() as stack:
+        corpus: dict[str, Any] = {"index": folder}
+        if source != "local":
+            address, _ = stack.enter_context(running(folder, tmp_path / "back"))
+            corpus = {"backend": address, "index": folder if source == "backend" else None}
+        made = retrieve(cat, None, profiles.get("openmoji", **corpus), config, store=store)
+    assert made.rows == 12
+    candidates = tables.read(store, made, "candidates").set_index("cand_id")
+    attempts = tables.read(store, made, "attempts")
+    assert set(attempts["status"]) == {"ok"}
+    numbers = candidates["image_path"][attempts["cand_id"]].astype(int).to_numpy()
+    from_file = (numbers % 2 == 0) & (source != "backend without its folder")
+    assert (attempts["host"] == "").tolist() == from_file.tolist()
+    assert 0 < (numbers % 2).sum() < len(numbers)
 
 
 @pytest.mark.usefixtures("open_loopback")
