@@ -44,8 +44,6 @@ from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import draw_images
 
-CAPTIONS = 32  # encoded together
-
 
 def finetune(
     concepts: tuple[Concept, ...],
@@ -219,13 +217,11 @@ def _groups(sizes: Sequence[int], start: int) -> list[range]:
     return groups
 
 
-@torch.no_grad()
 def _prior(components: Components, captions: list[str]) -> Condition | None:
     """The regularization captions, encoded once; kept on the CPU."""
-    parts = [text.encode(components, captions[at : at + CAPTIONS]) for at in range(0, len(captions), CAPTIONS)]
-    if not parts:
+    if not captions:
         return None
-    whole = Condition.cat(parts)
+    whole = text.encode_many(components, captions)
     return Condition(whole.features.cpu(), None if whole.pooled is None else whole.pooled.cpu())
 
 
