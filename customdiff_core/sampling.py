@@ -40,7 +40,8 @@ def make_sampler(components: Components, config: SampleConfig) -> Schedule:
     """Return the sampler with the model's own noise schedule."""
     kind: Any = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[config.sampler]
     options = {"clip_sample": False} if config.sampler == "ddim" else {"algorithm_type": "dpmsolver++"}
-    return kind.from_config({**components.noise_scheduler.config, **options})
+    # As arguments: of the config's own values those that its file does not state would give way to the sampler's defaults.
+    return kind.from_config(components.noise_scheduler.config, **options)
 
 
 @torch.inference_mode()
@@ -119,7 +120,8 @@ def draw_images(
         kept: a folder where finished batches are kept and found, for a run that is broken off.
     """
     with torch.inference_mode():
-        condition, empty = text.encode(components, prompts), text.unconditional(components, config.negative_prompt)
+        condition = text.encode_many(components, prompts)
+        empty = text.unconditional(components, config.negative_prompt)
     jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     drawn: list[Image.Image] = []
     for start in range(0, len(jobs), config.batch_size):
