@@ -229,8 +229,11 @@ def test_sdxls_tokens_have_two_vectors(trained: Delta, base: Base, tmp_path: Pat
     assert_equal_files(open_content(tmp_path / "again.bin"), open_content(tmp_path / "delta.bin"))
     write(tmp_path / "alone", dataclasses.replace(trained, weights={}, tokens=found.tokens), base, "embedding")
     sdxl = load_file(tmp_path / "alone" / "<new1>.safetensors")
-    assert {name: len(row) for name, row in sdxl.items()} == {"clip_l": 768, "clip_g": 1280}
+    shapes = {name: tuple(row.shape) for name, row in sdxl.items()}
+    assert shapes == {"clip_l": (1, 768), "clip_g": (1, 1280)}  # webui takes the first number for that of the vectors
     assert_equal_files(parts_of(tmp_path / "alone" / "<new1>.safetensors", base).tokens, dict(found.tokens))
+    save_file({name: row[0].clone() for name, row in sdxl.items()}, tmp_path / "<new1>.safetensors")
+    assert_equal_files(parts_of(tmp_path / "<new1>.safetensors", base).tokens, dict(found.tokens))
 
 
 def test_compvis_delta_ckpt_is_read_and_written_bit_for_bit(trained: Delta, base: Base, tmp_path: Path):
