@@ -37,7 +37,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp32":
         return nullcontext()
     if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune.precision")
+        raise ConfigError(
+            "precision: found fp16 on a CPU, need fp32 or bf16 there; set train.precision or sample.precision (customdiff train: "
+            "--set precision=fp32, generate: --precision fp32)"
+        )
     return torch.autocast(device.type, dtype=DTYPES[precision])
 
 

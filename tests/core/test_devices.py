@@ -35,7 +35,10 @@ def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch):
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(ConfigError) as error:
         autocast(torch.device("cpu"), "fp16")
-    assert str(error.value) == "precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune.precision"
+    assert str(error.value) == (
+        "precision: found fp16 on a CPU, need fp32 or bf16 there; set train.precision or sample.precision (customdiff train: "
+        "--set precision=fp32, generate: --precision fp32)"
+    )
 
 
 def test_bf16_computes_in_bf16_and_fp32_does_not():
