@@ -197,6 +197,7 @@ class GenerateOptions(Frozen):
     eta: float | None = Field(default=None, ge=0, le=1, description="DDIM's noise share")
     negative_prompt: str | None = Field(default=None, description="what guidance leads away from")
     batch_size: int | None = Field(default=None, ge=1, description="images denoised together")
+    precision: Precision | None = Field(default=None, description="fp32, bf16 or fp16 (on a GPU)")
 
     def resolve(self, profile: Profile) -> SampleConfig:
         """How it is drawn."""

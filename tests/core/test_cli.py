@@ -233,6 +233,8 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
         "a dog",
         "--sampler",
         "ddim",
+        "--precision",
+        "bf16",
         "--out",
         str(out),
     )
@@ -241,6 +243,7 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
     recipe = images.recipe_of((out / "001-9.png").read_bytes())
     assert (recipe["prompt"], recipe["seed"], recipe["number"]) == ("a <teal-cat> cat and a pizza", 9, 1)
     assert (recipe["sampler"], recipe["steps"], recipe["negative_prompt"]) == ("ddim", 2, "a dog")
+    assert recipe["precision"] == "bf16" != chain.profile.evaluate.sample.precision
     assert recipe["delta"] == chain.delta.sha256
     assert json.dumps(recipe)
 

@@ -36,6 +36,7 @@ def test_the_papers_profile_has_the_papers_numbers():
     assert methods.get("custom-diffusion").rates(profile.finetune) == (4e-5, 4e-5)  # 1e-5 x batch 2 x 2 for the prior
     sample = profile.evaluate.sample
     assert (sample.sampler, sample.steps, sample.guidance_scale, sample.eta) == ("ddim", 200, 6.0, 1.0)
+    assert (sample.precision, profile.finetune.precision) == ("bf16", "bf16")
     assert len(profile.evaluate.seeds) == 50
     assert profile.evaluate.kid_images == 500
     assert profile.judge.name == "ViT-B-32/openai"
