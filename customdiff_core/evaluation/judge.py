@@ -95,6 +95,6 @@ class Judge:
         return embedded(
             names,
             recipe,
-            lambda places: encoder().images([images.decode(data[place], names[place]) for place in places]),
+            lambda places: encoder().images(images.decode(data[place], names[place]) for place in places),
             store=self.store,
         )
