@@ -62,6 +62,11 @@ class RetrieveConfig(Frozen):
         default=None,
         description="least CLIP text cosine of caption and class prompt; the paper keeps > 0.85; empty: no limit",
     )
+    min_side: int | None = Field(
+        default=None,
+        ge=1,
+        description="least shorter side of a picture, in pixels: a smaller one teaches blur when it is scaled up; empty: no limit",
+    )
     near_hash: int | None = Field(
         default=None,
         ge=0,

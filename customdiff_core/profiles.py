@@ -213,7 +213,7 @@ def sd14() -> Profile:
         retrieval_encoder=clip,
         judge=clip,
         # Photographs of one thing differ more than drawings do; copies stay within 8 bits.
-        retrieve=RetrieveConfig(min_similarity=0.85, near_hash=8, near_similarity=0.95),
+        retrieve=RetrieveConfig(min_similarity=0.85, near_hash=8, near_similarity=0.95, min_side=256),
         augment=AugmentConfig(resolution=512),
         finetune=FinetuneConfig(
             steps=500,
@@ -246,6 +246,7 @@ def sd21() -> Profile:
                 memory="a CUDA GPU with an estimated 24 GB (or 48 GB of RAM on a CPU)",
                 duration="an estimated 20 minutes of training on one A100, days on a CPU",
             ),
+            "retrieve": paper.retrieve.model_copy(update={"min_side": 384}),
             "augment": AugmentConfig(resolution=768),
         }
     )
@@ -264,6 +265,7 @@ def sdxl() -> Profile:
                 memory="a CUDA GPU with an estimated 40 GB (or 64 GB of RAM on a CPU)",
                 duration="an estimated hour of training on one A100, a week on a CPU",
             ),
+            "retrieve": paper.retrieve.model_copy(update={"min_side": 512}),
             "augment": AugmentConfig(resolution=1024),
             "merge": MergeConfig(captions=3000),  # its text features are 2048 wide
             "finetune": paper.finetune.model_copy(update={"batch_size": 1, "gradient_accumulation": 2}),

@@ -31,6 +31,7 @@ class Note:
 
     sha256: str
     phash: int
+    shorter: int
 
 
 class Session:
@@ -112,7 +113,7 @@ class Gathered:
     @property
     def _pictures(self) -> dict[int, Note]:
         found = ((item, self._shelf.notes.get(link.digest)) for item, link in self.links.items())
-        return {item: Note(note["sha256"], note["phash"]) for item, note in found if note is not None}
+        return {item: _note(note) for item, note in found if note is not None}
 
     @property
     def usable(self) -> frozenset[int]:
@@ -167,6 +168,10 @@ class Gathered:
             picture = images.open_trusted(self._shelf.picture(self.links[item]).png)
             self._vectors[item] = self._session.encoder.images([picture])[0]
         return self._vectors[item]
+
+
+def _note(kept: dict[str, Any]) -> Note:
+    return Note(kept["sha256"], kept["phash"], min(kept["width"], kept["height"]))
 
 
 def gather(prompt: str, session: Session, shelf: Shelf) -> Gathered:

@@ -14,6 +14,12 @@ def test_every_profile_builds_under_its_own_name(name: str):
     assert profile.augment.resolution in {64, 512, 768, 1024}
 
 
+def test_a_regularization_image_has_half_of_the_resolution_at_least():
+    found = {name: profiles.get(name) for name in profiles.BUILDERS}
+    assert found.pop("openmoji").retrieve.min_side is None
+    assert all(one.retrieve.min_side == one.augment.resolution // 2 for one in found.values())
+
+
 def test_an_unknown_profile_names_the_nearest():
     with pytest.raises(ConfigError) as error:
         profiles.get("openmojy")

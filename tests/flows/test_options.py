@@ -43,6 +43,11 @@ def test_stated_fields_win() -> None:
     assert evaluation.sample == profile.evaluate.sample.model_copy(update={"steps": 9})
 
 
+def test_the_least_side_of_an_image_is_the_profiles_or_what_is_stated() -> None:
+    assert RetrieveOptions().resolve(profiles.get("sd14")).min_side == 256
+    assert RetrieveOptions(min_side=300).resolve(profiles.get("sd14")).min_side == 300
+
+
 def test_the_form_has_every_setting_of_drawing() -> None:
     assert set(GenerateOptions.model_fields) == set(SampleConfig.model_fields)
     assert GenerateOptions(precision="bf16").resolve(profiles.get("openmoji")).precision == "bf16"

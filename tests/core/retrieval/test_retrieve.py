@@ -159,6 +159,22 @@ def test_a_folder_of_ones_own_is_searched_and_copies_are_dropped(folder: Path, c
     assert images.open_trusted(table["image"][0]).mode == "RGB"
 
 
+def test_small_pictures_of_a_folder_are_dropped_and_a_larger_one_is_what_is_missing(folder: Path, cat, store):
+    Image.new("L", (90, 40), 30).save(folder / "2.jpg")
+    profile = profiles.get("openmoji", index=folder)
+    made = retrieve(cat, None, profile, RetrieveConfig(count=3, candidates=5, min_side=50), store=store)
+    dropped = tables.read(store, made, "candidates").set_index("caption")["drop_reason"]
+    assert dropped["a cat face"] == "smaller than 50 pixels"
+    funnel = account(store, made).funnel()
+    assert (funnel["alive"], funnel["valid"], funnel["kept"]) == (5, 3, 3)
+    with pytest.raises(
+        TooFewImagesError, match=r"smaller than 64 pixels.*; lower retrieve\.min_side, or use an index of"
+    ):
+        retrieve(cat, None, profile, RetrieveConfig(count=3, candidates=5, min_side=64), store=store)
+    with pytest.raises(ConfigError, match=r"retrieve\.min_side: found 65, need at most 64, .*; lower it"):
+        retrieve(cat, None, profile, RetrieveConfig(min_side=65), store=store)
+
+
 def test_a_broken_picture_in_a_folder_is_dropped_by_name_and_another_taken(folder: Path, cat, store):
     (folder / "0.jpg").write_text("not a picture")
     (folder / "1.jpg").unlink()
