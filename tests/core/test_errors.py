@@ -11,6 +11,7 @@ TREE = {
     "ImageError": "CustomDiffusionError",
     "StoreError": "CustomDiffusionError",
     "DiskFullError": "StoreError",
+    "DeviceMemoryError": "CustomDiffusionError",
     "WeightsError": "CustomDiffusionError",
     "DeltaError": "CustomDiffusionError",
     "MergeError": "CustomDiffusionError",

@@ -14,6 +14,7 @@ from diffusers import (
 
 from customdiff_core import images, tables, text
 from customdiff_core.config import Runtime, SampleConfig
+from customdiff_core.errors import DeviceMemoryError
 from customdiff_core.sampling import draw_images, generate, load_model, make_sampler, sample_latents
 from customdiff_core.seeding import torch_generator
 
@@ -172,6 +173,17 @@ def test_ddim_draws_what_diffusers_own_pipeline_draws(openmoji, model, guidance:
     ours = drawn(model, PROMPTS, (0,), config)
     assert np.abs(ours - theirs * 255).max() <= 2
     assert len({image.tobytes() for image in ours}) == 3
+
+
+def test_a_gpu_without_room_says_which_settings_need_less(model, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("customdiff_core.sampling.sample_latents", full)
+    with pytest.raises(
+        DeviceMemoryError, match=r"^drawing: found no GPU memory left .*; lower sample\.batch_size or set"
+    ):
+        drawn(model)
 
 
 def test_the_stage_keeps_every_image_with_its_recipe(chain):

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from customdiff_core import images
 from customdiff_core.artifacts import Store
 from customdiff_core.config import Runtime
+from customdiff_core.errors import DeviceMemoryError
 from customdiff_core.evaluation.embeddings import FILE, embedded
 from customdiff_core.evaluation.judge import Judge
 from customdiff_core.profiles import Profile
@@ -114,3 +116,16 @@ def test_pictures_are_decoded_as_the_encoder_asks_for_them(openmoji: Profile, st
     judge.__dict__["encoder"] = Asking()
     data = [images.encode(Image.new("RGB", (20 + number, 20))) for number in range(3)]
     assert judge.images(data).tolist() == [[1, 20], [2, 21], [3, 22]]
+
+
+def test_a_gpu_without_room_for_the_judge_says_what_to_do(openmoji: Profile, store: Store) -> None:
+    class Full:
+        def images(self, pictures: Iterable[Image.Image]) -> np.ndarray:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    judge = Judge(openmoji, store, Runtime())
+    judge.__dict__["encoder"] = Full()
+    with pytest.raises(
+        DeviceMemoryError, match=r"^judging pictures: found no GPU memory left .*; set model\.device to cpu"
+    ):
+        judge.images([images.encode(Image.new("RGB", (20, 20)))])
