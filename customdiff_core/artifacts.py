@@ -354,17 +354,33 @@ class Store:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either whole or absent: temporary sibling, fsync, rename."""
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    place_atomic(temporary, lambda: temporary.write_bytes(data), lambda: path)
+
+
+def place_atomic(temporary: Path, write: Callable[[], object], place: Callable[[], Path]) -> None:
+    """Have a temporary file written, synced and renamed, so that it is either whole at its place or absent.
+
+    Args:
+        temporary: a sibling of the place.
+        write: writes it.
+        place: where it goes, asked for when it is written: its name may tell its content.
+
+    Raises:
+        StoreError: if it cannot be written; DiskFullError if no space is left.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        write()
+        _sync(temporary)
+        temporary.rename(place())
     except OSError as error:
-        raise _store_error(error, path.parent) from error
+        raise _store_error(error, temporary.parent) from error
+    except Exception as error:
+        if _no_space(error):
+            raise _store_error(OSError(errno.ENOSPC, str(error)), temporary.parent) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    _sync(temporary.parent)
 
 
 def _problem(path: Path, file: File, full: bool) -> str | None:

@@ -62,6 +62,11 @@ class RetrieveConfig(Frozen):
         default=None,
         description="least CLIP text cosine of caption and class prompt; the paper keeps > 0.85; empty: no limit",
     )
+    min_side: int | None = Field(
+        default=None,
+        ge=1,
+        description="least shorter side of a picture, in pixels: a smaller one teaches blur when it is scaled up; empty: no limit",
+    )
     near_hash: int | None = Field(
         default=None,
         ge=0,
@@ -130,7 +135,11 @@ class SampleConfig(Frozen):
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM's noise share; the paper's protocol uses 1")
     negative_prompt: str = Field(default="", description="what guidance leads away from")
     batch_size: int = Field(default=32, ge=1, description="images denoised together")
-    precision: Precision = Field(default="fp32", description="in which the network computes; latents stay float32")
+    precision: Precision = Field(
+        default="fp32",
+        description="in which the network computes; latents stay float32. bf16 is emulated where a processor or GPU (before "
+        "Ampere) has none: slower than fp32",
+    )
 
 
 class EarlyStop(Frozen):

@@ -2,13 +2,14 @@
 
 import ctypes
 import gc
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import psutil
 import torch
 
 from customdiff_core.config import Device, Precision
-from customdiff_core.errors import ConfigError
+from customdiff_core.errors import ConfigError, DeviceMemoryError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,8 +38,31 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "fp32":
         return nullcontext()
     if precision == "fp16" and device.type == "cpu":
-        raise ConfigError("precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune.precision")
+        raise ConfigError(
+            "precision: found fp16 on a CPU, need fp32 or bf16 there; set train.precision or sample.precision (customdiff train: "
+            "--set precision=fp32, generate: --precision fp32)"
+        )
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+@contextmanager
+def needing_memory(what: str, remedy: str) -> Generator[None]:
+    """Compute something that may be too large for a GPU.
+
+    Args:
+        what: is computed.
+        remedy: which settings need less.
+
+    Raises:
+        DeviceMemoryError: naming both, if the GPU's memory ends.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).partition(". ")[0]
+        raise DeviceMemoryError(
+            f"{what}: found no GPU memory left ({said}), need less or a larger GPU; {remedy}"
+        ) from error
 
 
 def forget_peak_memory(device: torch.device) -> None:

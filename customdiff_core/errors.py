@@ -8,6 +8,7 @@
     ├── StoreError           the artifact store cannot be read or written
     │   ├── DamagedError         an artifact that is not whole
     │   └── DiskFullError
+    ├── DeviceMemoryError    a GPU without room for what is computed
     ├── WeightsError         model weights missing, incomplete or pickled
     ├── DeltaError           a delta, of this program or another, that cannot be read or does not fit
     ├── MergeError           concepts that have no common solution
@@ -56,6 +57,10 @@ class DamagedError(StoreError):
 
 class DiskFullError(StoreError):
     """No space was left while an artifact was being written."""
+
+
+class DeviceMemoryError(CustomDiffusionError):
+    """A GPU whose memory does not hold what is computed; a second try would end the same way."""
 
 
 class WeightsError(CustomDiffusionError):

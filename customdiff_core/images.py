@@ -51,6 +51,14 @@ def read_picture(path: Path, folder: Path) -> bytes:
         raise ImageError(f"{str(path)!r}: found {error}, need the name of a file") from error
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a file is there and, links followed, inside the folder."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, a link to itself, a NUL
+        return False
+
+
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture's bytes into an upright 8-bit RGB image.
 

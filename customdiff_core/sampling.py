@@ -20,7 +20,7 @@ from customdiff_core import delta as deltas
 from customdiff_core import images, stages, tables, text
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.config import Precision, Runtime, SampleConfig
-from customdiff_core.devices import autocast, resolve_device
+from customdiff_core.devices import autocast, needing_memory, resolve_device
 from customdiff_core.finetuning.components import (
     Components,
     Condition,
@@ -35,12 +35,18 @@ from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import torch_generator
 
+LESS_MEMORY = (
+    "lower sample.batch_size or set sample.precision to bf16 (customdiff generate: --batch 1 --precision bf16); of a training's "
+    "previews, train.preview_prompts"
+)
+
 
 def make_sampler(components: Components, config: SampleConfig) -> Schedule:
     """Return the sampler with the model's own noise schedule."""
     kind: Any = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}[config.sampler]
     options = {"clip_sample": False} if config.sampler == "ddim" else {"algorithm_type": "dpmsolver++"}
-    return kind.from_config({**components.noise_scheduler.config, **options})
+    # As arguments: of the config's own values those that its file does not state would give way to the sampler's defaults.
+    return kind.from_config(components.noise_scheduler.config, **options)
 
 
 @torch.inference_mode()
@@ -98,6 +104,7 @@ def decode_latents(vae: Network, latents: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(one) for one in array]
 
 
+@needing_memory("drawing", LESS_MEMORY)
 def draw_images(
     components: Components,
     vae: Network,
@@ -117,9 +124,13 @@ def draw_images(
         config: the sampler; its batch size says which images are drawn together, whatever was drawn before.
         progress: told after every batch.
         kept: a folder where finished batches are kept and found, for a run that is broken off.
+
+    Raises:
+        DeviceMemoryError: if a batch is too large for the GPU.
     """
     with torch.inference_mode():
-        condition, empty = text.encode(components, prompts), text.unconditional(components, config.negative_prompt)
+        condition = text.encode_many(components, prompts)
+        empty = text.unconditional(components, config.negative_prompt)
     jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     drawn: list[Image.Image] = []
     for start in range(0, len(jobs), config.batch_size):

@@ -10,6 +10,8 @@ import torch
 
 from customdiff_core.finetuning.components import Components, Condition, TextEncoder
 
+TOGETHER = 32  # prompts encoded together
+
 
 def token_ids(encoder: TextEncoder, prompts: Sequence[str]) -> torch.Tensor:
     """Tokenize to (B, L), padded or cut to the encoder's length."""
@@ -34,6 +36,12 @@ def encode(components: Components, prompts: Sequence[str]) -> Condition:
     """Encode prompts; equal prompts are encoded once. Carries a gradient where V* is trained."""
     unique = list(dict.fromkeys(prompts))
     return read(components.encoders, unique).take(torch.tensor([unique.index(prompt) for prompt in prompts]))
+
+
+@torch.no_grad()
+def encode_many(components: Components, prompts: Sequence[str]) -> Condition:
+    """Encode any number of prompts (B), a few at a time: SDXL's larger encoder keeps 13 MB of states for each."""
+    return Condition.cat([encode(components, prompts[at : at + TOGETHER]) for at in range(0, len(prompts), TOGETHER)])
 
 
 def unconditional(components: Components, negative_prompt: str) -> Condition:

@@ -33,6 +33,11 @@ def model_folder(source: ModelSource) -> Path:
         WeightsError: saying which folder or hub id, how large, how much memory and how long, when they are not here.
     """
     folder = source.path or _hub_folder(source)
+    if folder.is_file() and folder.suffix == ".safetensors":
+        raise WeightsError(
+            f"model weights: found the single file {folder}, need a diffusers pipeline folder; write one with diffusers: "
+            f'StableDiffusionPipeline.from_single_file("{folder}").save_pretrained(FOLDER), of XL with StableDiffusionXLPipeline'
+        )
     if not folder.is_dir():
         raise WeightsError(
             f"model weights: found no folder {folder}, need a diffusers pipeline folder; correct the path"
@@ -280,20 +285,54 @@ def _hub_folder(source: ModelSource) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    costs = f"{source.download_size} of safetensors, {source.memory}, and {source.duration}"
+    if source.hub_id is None:
+        raise WeightsError(
+            f"model weights: found no folder, need {source.wanted} as a diffusers pipeline: {costs}; give a local diffusers "
+            "folder as `model.weights`"
+        )
     allowed = Settings().allow_download
     try:
         return Path(
             snapshot_download(
-                str(source.hub_id), revision=source.revision, allow_patterns=PATTERNS, local_files_only=not allowed
+                source.hub_id, revision=source.revision, allow_patterns=PATTERNS, local_files_only=not allowed
             )
         )
     except (LocalEntryNotFoundError, OSError) as error:
+        cure = (
+            _why_not_fetched(error)
+            if allowed
+            else "set CUSTOMDIFF_ALLOW_DOWNLOAD=true to fetch exactly that revision from the hub"
+        )
         raise WeightsError(
-            f"model weights: found no {source.hub_id} (revision {source.revision}) on this machine, need "
-            f"{source.download_size} of safetensors, {source.memory}, and {source.duration}; "
-            "give a local diffusers folder as `model.weights`, or set CUSTOMDIFF_ALLOW_DOWNLOAD=true to fetch exactly "
-            "that revision from the hub"
+            f"model weights: found no {source.hub_id} (revision {source.revision}) on this machine, need {costs}; "
+            f"give a local diffusers folder as `model.weights`, or {cure}"
         ) from error
+
+
+def _why_not_fetched(error: Exception) -> str:
+    """What stood against a download from the hub, and what to do about it."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    reason = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+    match reason:
+        case GatedRepoError():
+            return "accept its terms on its page of the hub, and set HF_TOKEN where the worker starts: it is gated"
+        case RepositoryNotFoundError():
+            return "set HF_TOKEN if you may see it: the hub has no such repository for everyone, or no longer"
+        case RevisionNotFoundError():
+            return "look for a copy: the hub's repository no longer has that revision"
+        case OfflineModeIsEnabled():
+            return "unset HF_HUB_OFFLINE, which forbids to fetch it"
+        case _:
+            said = " ".join(str(reason).split())[:200]
+            return f"see that the hub can be reached and the disk has room ({type(reason).__name__}: {said})"
 
 
 def file_digest(path: Path) -> str:

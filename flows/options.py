@@ -100,6 +100,9 @@ class RetrieveOptions(Frozen):
     )
     count: int = Field(default=200, ge=1, description="regularization images; the paper uses 200")
     min_similarity: float | None = Field(default=None, description="least CLIP text cosine; empty: the profile's")
+    min_side: int | None = Field(
+        default=None, ge=1, description="least shorter side of a picture, in pixels; empty: the profile's"
+    )
     deepest: int | None = Field(default=None, ge=1, description="most hits asked of the index; empty: the profile's")
     fetch: FetchConfig | None = Field(default=None, description="what a link may cost; empty: the profile's")
     backend: BackendConfig | None = Field(default=None, description="what is asked of a backend; empty: the profile's")
@@ -197,6 +200,7 @@ class GenerateOptions(Frozen):
     eta: float | None = Field(default=None, ge=0, le=1, description="DDIM's noise share")
     negative_prompt: str | None = Field(default=None, description="what guidance leads away from")
     batch_size: int | None = Field(default=None, ge=1, description="images denoised together")
+    precision: Precision | None = Field(default=None, description="fp32, bf16 or fp16 (on a GPU)")
 
     def resolve(self, profile: Profile) -> SampleConfig:
         """How it is drawn."""

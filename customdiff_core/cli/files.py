@@ -37,6 +37,7 @@ def convert(
     """Write a delta for another program."""
     from customdiff_core import delta as deltas
     from customdiff_core.interop.content import Base
+    from customdiff_core.interop.diffusers_format import POOL_AT_END
     from customdiff_core.interop.formats import write
     from customdiff_core.pipeline import Pipeline
     from customdiff_core.weights import model_digest
@@ -48,6 +49,9 @@ def convert(
         deltas.check_base(loaded, model_digest(here.profile.model))
         for path in write(out, loaded, Base(here.profile.model), to, rank):
             console.print(f"{path}  {path.stat().st_size / 1e6:.2f} MB", markup=False)
+        if to.startswith("diffusers") and any(len(rows) > 1 for rows in loaded.tokens.values()):
+            said = f"Before drawing, since diffusers would take V* for the prompt's end: {POOL_AT_END}"
+            console.print(said, markup=False, soft_wrap=True)
 
 
 def compress(

@@ -34,6 +34,7 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="dpm-solver++ or ddim.")] = None,
     sample_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images denoised together.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or, on a GPU, fp16.")] = None,
     out: Annotated[Path, typer.Option(help="Where the PNGs go; each holds its recipe.")] = Path("out"),
     token: TokenOption = None,
     category: CategoryOption = None,
@@ -48,6 +49,7 @@ def generate(
     with told():
         here = machine(profile, weights, None, device)
         stated = {"sampler": sampler, "steps": sample_steps, "guidance_scale": guidance, "batch_size": batch}
+        stated |= {"precision": precision}
         kept = {key: value for key, value in stated.items() if value is not None}
         config = SampleConfig.model_validate(
             here.profile.evaluate.sample.model_dump() | kept | {"negative_prompt": negative_prompt}

@@ -7,6 +7,7 @@ from functools import cached_property
 from customdiff_core import images, recipes, stages
 from customdiff_core.artifacts import Store
 from customdiff_core.config import Runtime
+from customdiff_core.devices import needing_memory
 from customdiff_core.errors import EvaluationError
 from customdiff_core.evaluation.dino import Dino
 from customdiff_core.evaluation.embeddings import embedded
@@ -88,6 +89,7 @@ class Judge:
             names, recipe, lambda places: self.encoder.texts([texts[place] for place in places]), store=self.store
         )
 
+    @needing_memory("judging pictures", "set model.device to cpu (customdiff: --device cpu)")
     def _images(
         self, data: Sequence[bytes], recipe: Recipe, encoder: Callable[[], Encoder | Dino | Inception]
     ) -> Vectors:
@@ -95,6 +97,6 @@ class Judge:
         return embedded(
             names,
             recipe,
-            lambda places: encoder().images([images.decode(data[place], names[place]) for place in places]),
+            lambda places: encoder().images(images.decode(data[place], names[place]) for place in places),
             store=self.store,
         )

@@ -7,12 +7,12 @@ import hashlib
 import logging
 import re
 from pathlib import Path
+from uuid import uuid4
 
 import torch
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load_file, save_file
 
-from customdiff_core.artifacts import write_atomic
+from customdiff_core.artifacts import place_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +22,13 @@ KEEP = 2
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, torch.Tensor]) -> None:
     """Write the state after `step` steps, and drop all but the newest few up to there; those of a longer run stay."""
-    data = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
-    write_atomic(folder / f"step-{step:07d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors", data)
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    temporary = folder / f".step-{step:07d}.{uuid4().hex}.tmp"
+    place_atomic(
+        temporary,
+        lambda: save_file(here, temporary),  # from where the tensors lie: a whole UNet's state is not held twice
+        lambda: folder / f"step-{step:07d}-{_hash(temporary)}.safetensors",
+    )
     reached = [path for found, path in _found(folder) if found <= step]
     for path in reached[KEEP:]:
         path.unlink(missing_ok=True)
@@ -34,12 +39,16 @@ def newest_checkpoint(folder: Path, limit: int) -> tuple[int, dict[str, torch.Te
     for step, path in _found(folder):
         if step > limit:
             continue
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]:
-            return step, load_bytes(data)
+        if _hash(path) == path.stem[-16:]:
+            return step, load_file(path)
         logger.warning("checkpoint %s: other content than was written; going back to an earlier one", path)
         path.rename(path.with_suffix(".damaged"))
     return 0, {}
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:

@@ -18,7 +18,7 @@ from customdiff_core import images, stages, tables, text, training_set
 from customdiff_core.artifacts import Artifact, Store, write_atomic
 from customdiff_core.concepts import Concept
 from customdiff_core.config import FinetuneConfig, Runtime, SampleConfig
-from customdiff_core.devices import forget_peak_memory, memory_in_use, resolve_device
+from customdiff_core.devices import forget_peak_memory, memory_in_use, needing_memory, resolve_device
 from customdiff_core.errors import TrainingError
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import (
@@ -45,7 +45,10 @@ from customdiff_core.progress import Progress, silent
 from customdiff_core.sampling import draw_images
 from customdiff_core.weights import model_digest
 
-CAPTIONS = 32  # encoded together
+LESS_MEMORY = (
+    "set model.gradient_checkpointing, lower train.batch_size and raise train.gradient_accumulation by as much, or take "
+    "train.optimizer=adamw-8bit (customdiff train: --set batch_size=1, also --set augment.resolution to a lower one)"
+)
 
 
 def finetune(
@@ -76,10 +79,11 @@ def finetune(
         (how far each weight moved).
 
     Raises:
-        ModifierTokenError, TrainingError, WeightsError, DeltaError: with what to do.
+        ModifierTokenError, TrainingError, WeightsError, DeltaError, DeviceMemoryError: with what to do.
     """
     recipe = stages.finetune(concepts, training_sets, profile, config, parent, runtime.purpose)
 
+    @needing_memory("training", LESS_MEMORY)
     def produce(folder: Path) -> int:
         before = deltas.load(store.path(parent) / deltas.FILE) if parent else None
         scratch = store.scratch(recipe.kind, recipe.base_key, recipe.inputs)
@@ -226,13 +230,11 @@ def _groups(sizes: Sequence[int], start: int) -> list[range]:
     return groups
 
 
-@torch.no_grad()
 def _prior(components: Components, captions: list[str]) -> Condition | None:
     """The regularization captions, encoded once; kept on the CPU."""
-    parts = [text.encode(components, captions[at : at + CAPTIONS]) for at in range(0, len(captions), CAPTIONS)]
-    if not parts:
+    if not captions:
         return None
-    whole = Condition.cat(parts)
+    whole = text.encode_many(components, captions)
     return Condition(whole.features.cpu(), None if whole.pooled is None else whole.pooled.cpu())
 
 

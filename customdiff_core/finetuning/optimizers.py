@@ -26,12 +26,14 @@ def make_optimizer(groups: Groups, config: FinetuneConfig, device: torch.device)
 def _eight_bit(device: torch.device) -> Any:
     if device.type != "cuda":
         raise ConfigError(
-            f"optimizer: found adamw-8bit on {device.type}, need CUDA for it; set finetune.optimizer=adamw"
+            f"optimizer: found adamw-8bit on {device.type}, need CUDA for it; set train.optimizer=adamw "
+            "(customdiff train: --set optimizer=adamw)"
         )
     try:
         import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
-            "optimizer: found no bitsandbytes, need it for adamw-8bit; install it or set finetune.optimizer=adamw"
+            "optimizer: found no bitsandbytes, need it for adamw-8bit; install it or set train.optimizer=adamw "
+            "(customdiff train: --set optimizer=adamw)"
         ) from error
     return bitsandbytes.optim.AdamW8bit

@@ -3,8 +3,7 @@
 Its loader counts processors, and refuses a file without those of self-attention, which hold nothing: they are written as
 empty dicts in the pickle and, since safetensors has no dicts, as empty tensors there, which it takes for the same.
 
-SDXL's pipeline takes the pooled embedding at the largest token id, which is V*'s: before drawing, set
-`pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id`.
+SDXL's pipeline takes the pooled embedding at the largest token id, which is V*'s: before drawing, POOL_AT_END must be run.
 
 Load with `pipeline.unet.load_attn_procs(folder, weight_name=..., _pipeline=pipeline)`: without `_pipeline` it does nothing.
 """
@@ -22,6 +21,7 @@ from customdiff_core.finetuning.cross_attention import CROSS_ATTENTION
 from customdiff_core.interop import embeddings
 from customdiff_core.interop.content import PICKLES, Parts, tensors_of
 
+POOL_AT_END = "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id"
 STEM = "pytorch_custom_diffusion_weights"
 MARK = "_custom_diffusion"
 LAYER = re.compile(r"(.+\.attn2)\.processor\.(to_[a-z]+)_custom_diffusion((?:\.0)?\.(?:weight|bias))")

@@ -1,6 +1,6 @@
 """Tokens alone, as diffusers, webui and SDXL's tools keep them.
 
-{"<new1>": (768,)}    {"string_to_param": {"*": (1, 768)}, "name": "<new1>"}    {"clip_l": (768,), "clip_g": (1280,)}
+{"<new1>": (768,)}    {"string_to_param": {"*": (1, 768)}, "name": "<new1>"}    {"clip_l": (1, 768), "clip_g": (1, 1280)}
 """
 
 import logging
@@ -86,14 +86,15 @@ def union(files: Mapping[Path, Mapping[str, Rows]]) -> dict[str, Rows]:
 
 
 def write(folder: Path, token: str, rows: Rows, suffix: str = ".safetensors") -> Path:
-    """Write a token's file in diffusers' layout; two vectors go into SDXL's.
+    """Write a token's file in diffusers' layout; two vectors go into SDXL's, whose readers count the rows of each.
 
     Raises:
         DeltaError: if the token is no file name.
     """
     path = folder / f"{_file_name(token)}{suffix}"
     vectors = [rows[encoder].clone() for encoder in ENCODERS if encoder in rows]  # a view would save the whole table
-    tensors: dict[str, Tensor] = {token: vectors[0]} if len(vectors) == 1 else dict(zip(SDXL, vectors, strict=True))
+    pair = {name: vector[None] for name, vector in zip(SDXL, vectors, strict=False)}
+    tensors: dict[str, Tensor] = {token: vectors[0]} if len(vectors) == 1 else pair
     if suffix in PICKLES:
         torch.save(tensors, path)
     else:

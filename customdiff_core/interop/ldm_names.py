@@ -29,11 +29,15 @@ VAE_ATTENTION = (
     ("value", "v"),
     ("proj_attn", "proj_out"),
 )
+ATTENTION = "CrossAttn"  # in the type of a block that has it
 Pairs = list[tuple[str, str]]
 
 
 def unet_prefixes(config: Mapping[str, Any]) -> Pairs:
-    """Pairs of prefixes, diffusers' and CompVis', that cover every weight of a UNet."""
+    """Pairs of prefixes, diffusers' and CompVis', that cover every weight of a UNet.
+
+    Attention has its pair only where a block has attention: elsewhere the upsampler stands in its place.
+    """
     down, up = config["down_block_types"], config["up_block_types"]
     stated = config["layers_per_block"]
     layers = [int(stated)] * len(down) if isinstance(stated, int) else [int(count) for count in stated]
@@ -50,18 +54,20 @@ def unet_prefixes(config: Mapping[str, Any]) -> Pairs:
         *_resnet("mid_block.resnets.1.", "middle_block.2."),
     ]
     first = 1
-    for block, count in enumerate(layers):
+    for block, (kind, count) in enumerate(zip(down, layers, strict=True)):
         for layer in range(count):
             pairs += _resnet(f"down_blocks.{block}.resnets.{layer}.", f"input_blocks.{first + layer}.0.")
-            pairs.append((f"down_blocks.{block}.attentions.{layer}.", f"input_blocks.{first + layer}.1."))
+            if ATTENTION in kind:
+                pairs.append((f"down_blocks.{block}.attentions.{layer}.", f"input_blocks.{first + layer}.1."))
         pairs.append((f"down_blocks.{block}.downsamplers.0.conv.", f"input_blocks.{first + count}.0.op."))
         first += count + 1
     first = 0
     for block, (kind, count) in enumerate(zip(up, reversed(layers), strict=True)):
         for layer in range(count + 1):
             pairs += _resnet(f"up_blocks.{block}.resnets.{layer}.", f"output_blocks.{first + layer}.0.")
-            pairs.append((f"up_blocks.{block}.attentions.{layer}.", f"output_blocks.{first + layer}.1."))
-        place = 2 if "CrossAttn" in kind else 1
+            if ATTENTION in kind:
+                pairs.append((f"up_blocks.{block}.attentions.{layer}.", f"output_blocks.{first + layer}.1."))
+        place = 2 if ATTENTION in kind else 1
         pairs.append((f"up_blocks.{block}.upsamplers.0.conv.", f"output_blocks.{first + count}.{place}.conv."))
         first += count + 1
     return pairs

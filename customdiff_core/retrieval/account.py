@@ -6,7 +6,7 @@ import pandas as pd
 
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.retrieval.select import NEAR_IMAGE, NOT_NEEDED, SAME_IMAGE, remedy
+from customdiff_core.retrieval.select import NEAR_IMAGE, NOT_NEEDED, SAME_IMAGE, TOO_SMALL, remedy
 
 HERE = frozenset({"ok", "kept"})  # a picture came, or was there from before
 ALIVE = HERE | {"not_image", "bomb", "too_large", "opted_out"}  # the host answered with something
@@ -37,7 +37,7 @@ class Account:
             "unique": sum(one in tried or reason in ("", NOT_NEEDED) for one, reason in reasons.items()),
             "tried": len(tried),
             "alive": len(alive),
-            "valid": sum(reasons[one] not in (SAME_IMAGE, NEAR_IMAGE) for one in here),
+            "valid": sum(not str(reasons[one]).startswith((SAME_IMAGE, NEAR_IMAGE, TOO_SMALL)) for one in here),
             "kept": sum(reasons[one] == "" for one in here),
         }
 

@@ -113,6 +113,10 @@ class BackendSource:
         sent = table["image"].map(_decoded) if "image" in table.columns else None
         return plain(table, columns).assign(image=sent)
 
+    def has(self, image_path: str) -> bool:
+        """See `Source`."""
+        return self.folder is not None and images.lies_in(self.folder / image_path, self.folder)
+
     def read(self, image_path: str) -> bytes:
         """See `Source`."""
         if self.folder is None:

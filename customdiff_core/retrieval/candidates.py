@@ -31,6 +31,7 @@ class Note:
 
     sha256: str
     phash: int
+    shorter: int
 
 
 class Session:
@@ -112,7 +113,7 @@ class Gathered:
     @property
     def _pictures(self) -> dict[int, Note]:
         found = ((item, self._shelf.notes.get(link.digest)) for item, link in self.links.items())
-        return {item: Note(note["sha256"], note["phash"]) for item, note in found if note is not None}
+        return {item: _note(note) for item, note in found if note is not None}
 
     @property
     def usable(self) -> frozenset[int]:
@@ -153,11 +154,13 @@ class Gathered:
         return Account(self.table, pd.DataFrame(rows).reindex(columns=pd.Index(ATTEMPTS)))
 
     def _link(self, hit: dict[str, Any]) -> Link:
+        """The file beside the index where it is there, else what the backend sent, else the address."""
         item, url, path, sent = int(hit["item_id"]), str(hit["url"]), str(hit["image_path"]), hit["image"]
-        if isinstance(sent, bytes) and (not path or getattr(self._session.source, "folder", None) is None):
-            return Link(item, url, lambda: sent, images.digest(sent))
-        if path:
+        elsewhere = bool(url) or isinstance(sent, bytes)
+        if path and (not elsewhere or self._session.source.has(path)):
             return Link(item, url, partial(self._session.source.read, path), f"{path}:{hit['caption']}")
+        if isinstance(sent, bytes):
+            return Link(item, url, lambda: sent, images.digest(sent))
         return Link(item, url)
 
     def _embed(self, item: int) -> npt.NDArray[np.float32]:
@@ -165,6 +168,10 @@ class Gathered:
             picture = images.open_trusted(self._shelf.picture(self.links[item]).png)
             self._vectors[item] = self._session.encoder.images([picture])[0]
         return self._vectors[item]
+
+
+def _note(kept: dict[str, Any]) -> Note:
+    return Note(kept["sha256"], kept["phash"], min(kept["width"], kept["height"]))
 
 
 def gather(prompt: str, session: Session, shelf: Shelf) -> Gathered:

@@ -92,6 +92,10 @@ class LocalSource:
         """See `Source`."""
         return self.metadata.rows(ids).assign(image=None)
 
+    def has(self, image_path: str) -> bool:
+        """See `Source`."""
+        return images.lies_in(self.folder / image_path, self.folder)
+
     def read(self, image_path: str) -> bytes:
         """See `Source`."""
         return images.read_picture(self.folder / image_path, self.folder)

@@ -75,6 +75,7 @@ def retrieve(
         dropped) and attempts.parquet (every try to get one).
 
     Raises:
+        ConfigError: if images shall be larger than they are kept.
         RetrievalError: if the source cannot be searched; TooFewImagesError if there are not that many.
     """
     (made,) = retrieve_all([concept], index, profile, config, store=store, runtime=runtime, progress=progress)
@@ -103,6 +104,11 @@ def retrieve_all(
         from customdiff_core.retrieval.alternatives import generate_all
 
         return generate_all(concepts, profile, config, store=store, runtime=runtime, progress=progress)
+    if config.min_side is not None and config.min_side > profile.augment.resolution:
+        raise ConfigError(
+            f"retrieve.min_side: found {config.min_side}, need at most {profile.augment.resolution}, to which profile "
+            f"{profile.name} scales images down; lower it"
+        )
     session = Session(index, profile, config, store, runtime, progress)
     made = [_retrieve(concept, index, profile, config, store, session) for concept in concepts]
     for shelf in session.shelves:

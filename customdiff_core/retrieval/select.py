@@ -18,6 +18,7 @@ UNWANTED = frozenset({"NSFW", "UNSAFE"})  # LAION's words; its UNSURE stays
 SAME_URL, SAME_IMAGE, NEAR_IMAGE = (f"same {what} as a better hit" for what in ("address", "image", "picture, nearly,"))
 FORGOTTEN = "forgotten on request"
 NOT_FETCHED = "link "
+TOO_SMALL = "smaller than "
 NOT_NEEDED = "not needed"
 
 
@@ -28,6 +29,8 @@ class Seen(Protocol):
     def sha256(self) -> str: ...  # noqa: D102
     @property
     def phash(self) -> int: ...  # noqa: D102
+    @property
+    def shorter(self) -> int: ...  # noqa: D102
 
 
 def mark_before(
@@ -66,7 +69,7 @@ def mark_after(
     config: RetrieveConfig,
     embed: Callable[[int], npt.NDArray[np.float32]],
 ) -> pd.DataFrame:
-    """Drop by what was fetched: dead links, equal images, near-duplicates; never against one that was itself dropped.
+    """Drop by what was fetched: dead links, small images, equal ones, near-duplicates; never against one that was itself dropped.
 
     A near-duplicate is near to an image that is *kept*, in the perceptual hash and in the embedding. So duplicates do not
     chain: of a series in which each is like the next, the first stays, and so does whatever is unlike it.
@@ -89,6 +92,9 @@ def mark_after(
             reasons[row] = NOT_FETCHED + failures[item]
         elif item in pictures:
             seen = pictures[item]
+            if config.min_side is not None and seen.shorter < config.min_side:
+                reasons[row] = f"{TOO_SMALL}{config.min_side} pixels"
+                continue
             if seen.sha256 in hashes:
                 reasons[row], groups[row] = SAME_IMAGE, groups[hashes[seen.sha256]]
                 continue
@@ -138,6 +144,8 @@ def remedy(candidates: pd.DataFrame) -> str:
         return "lower retrieve.min_similarity, or use a larger index"
     if reasons.str.startswith(NOT_FETCHED).sum() > len(candidates) / 2:
         return "raise retrieve.deepest, try again later, or use an index whose links are fresher"
+    if reasons.str.startswith(TOO_SMALL).sum() > len(candidates) / 2:
+        return "lower retrieve.min_side, or use an index of larger images"
     return "ask for fewer (retrieve.count), raise retrieve.deepest, or use a larger index"
 
 

@@ -55,6 +55,10 @@ class Source(Protocol):
         """Return caption, url, image_path, nsfw, watermark and image (bytes or None) of ids, in their order."""
         ...
 
+    def has(self, image_path: str) -> bool:
+        """Whether an image lies beside the index: webdatasets have a sample's key in its place, and its url beside it."""
+        ...
+
     def read(self, image_path: str) -> bytes:
         """Return an image that lies beside the index.
 

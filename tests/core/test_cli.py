@@ -26,6 +26,7 @@ from customdiff_core.pipeline import Pipeline
 from customdiff_core.settings import REPOSITORY
 
 from ..handmade import knowing
+from ..small_models import stable_diffusion_xl
 
 
 @pytest.fixture
@@ -86,6 +87,21 @@ def test_convert_writes_for_another_program_and_says_where(chain, run, tmp_path:
     code, said = run("convert", str(tmp_path / "delta.bin"), str(tmp_path / "x"), "--to", "onnx")
     assert code == 1
     assert "format: found 'onnx', need one of customdiff, diffusers" in said
+
+
+def test_convert_says_what_diffusers_needs_to_draw_an_sdxl_delta(chain, run, openmoji, tmp_path: Path):
+    model = stable_diffusion_xl(tmp_path / "model", openmoji).model.path
+    rows = {"unet": {}, "modifier_token": {"<new1>": [torch.randn(24), torch.randn(32)]}}
+    torch.save(rows, tmp_path / "delta.bin")
+    stated = ("--token", "<new1>", "--category", "cat")
+    arguments = ("convert", str(tmp_path / "delta.bin"), str(tmp_path / "out"), *stated)
+    line = "pipeline.text_encoder_2.text_model.eos_token_id = pipeline.tokenizer_2.eos_token_id"
+    code, said = run(*arguments, "--to", "diffusers", "--weights", str(model))
+    assert code == 0, said
+    assert line in said
+    assert line not in run(*arguments, "--to", "embedding", "--weights", str(model))[1]
+    _, said = run("convert", chain.delta.key, str(tmp_path / "small"), "--to", "diffusers")
+    assert line not in said
 
 
 def test_compress_says_what_it_costs(chain, run):
@@ -217,6 +233,8 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
         "a dog",
         "--sampler",
         "ddim",
+        "--precision",
+        "bf16",
         "--out",
         str(out),
     )
@@ -225,6 +243,7 @@ def test_generate_writes_pictures_with_their_recipe(chain, run, tmp_path: Path):
     recipe = images.recipe_of((out / "001-9.png").read_bytes())
     assert (recipe["prompt"], recipe["seed"], recipe["number"]) == ("a <teal-cat> cat and a pizza", 9, 1)
     assert (recipe["sampler"], recipe["steps"], recipe["negative_prompt"]) == ("ddim", 2, "a dog")
+    assert recipe["precision"] == "bf16" != chain.profile.evaluate.sample.precision
     assert recipe["delta"] == chain.delta.sha256
     assert json.dumps(recipe)
 

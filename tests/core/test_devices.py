@@ -3,8 +3,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from customdiff_core.devices import autocast, grad_scaler, resolve_device
-from customdiff_core.errors import ConfigError
+from customdiff_core.devices import autocast, grad_scaler, needing_memory, resolve_device
+from customdiff_core.errors import ConfigError, DeviceMemoryError
 
 
 @pytest.fixture
@@ -35,7 +35,10 @@ def test_auto_prefers_cuda(monkeypatch: pytest.MonkeyPatch):
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(ConfigError) as error:
         autocast(torch.device("cpu"), "fp16")
-    assert str(error.value) == "precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune.precision"
+    assert str(error.value) == (
+        "precision: found fp16 on a CPU, need fp32 or bf16 there; set train.precision or sample.precision (customdiff train: "
+        "--set precision=fp32, generate: --precision fp32)"
+    )
 
 
 def test_bf16_computes_in_bf16_and_fp32_does_not():
@@ -48,3 +51,15 @@ def test_bf16_computes_in_bf16_and_fp32_does_not():
 def test_the_gradient_scaler_acts_for_fp16_on_cuda_alone():
     assert not grad_scaler(torch.device("cpu"), "fp32").is_enabled()
     assert not grad_scaler(torch.device("cpu"), "fp16").is_enabled()
+
+
+def test_the_end_of_a_gpus_memory_is_named_with_what_to_do():
+    with pytest.raises(DeviceMemoryError) as error, needing_memory("training", "lower train.batch_size"):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB."
+        )
+    assert str(error.value) == (
+        "training: found no GPU memory left (CUDA out of memory), need less or a larger GPU; lower train.batch_size"
+    )
+    with pytest.raises(ValueError, match="another"), needing_memory("training", "nothing"):
+        raise ValueError("another")

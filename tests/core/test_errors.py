@@ -12,6 +12,7 @@ TREE = {
     "StoreError": "CustomDiffusionError",
     "DamagedError": "StoreError",
     "DiskFullError": "StoreError",
+    "DeviceMemoryError": "CustomDiffusionError",
     "WeightsError": "CustomDiffusionError",
     "DeltaError": "CustomDiffusionError",
     "MergeError": "CustomDiffusionError",

@@ -144,6 +144,18 @@ def test_a_missing_file_is_named(tmp_path: Path):
         images.read_picture(tmp_path / "none.png", tmp_path)
 
 
+def test_only_a_file_inside_the_folder_lies_in_it(tmp_path: Path):
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "one.png").write_bytes(b"data")
+    (tmp_path / "secret.png").write_bytes(b"data")
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    assert images.lies_in(folder / "inner" / "one.png", folder)
+    for name in ("none.png", "inner", "out.png", "../secret.png", "loop.png", "a" * 300, "a\0.png"):
+        assert not images.lies_in(folder / name, folder)
+
+
 # Every kind of picture becomes upright 8-bit RGB
 
 

@@ -14,6 +14,12 @@ def test_every_profile_builds_under_its_own_name(name: str):
     assert profile.augment.resolution in {64, 512, 768, 1024}
 
 
+def test_a_regularization_image_has_half_of_the_resolution_at_least():
+    found = {name: profiles.get(name) for name in profiles.BUILDERS}
+    assert found.pop("openmoji").retrieve.min_side is None
+    assert all(one.retrieve.min_side == one.augment.resolution // 2 for one in found.values())
+
+
 def test_an_unknown_profile_names_the_nearest():
     with pytest.raises(ConfigError) as error:
         profiles.get("openmojy")
@@ -36,6 +42,7 @@ def test_the_papers_profile_has_the_papers_numbers():
     assert methods.get("custom-diffusion").rates(profile.finetune) == (4e-5, 4e-5)  # 1e-5 x batch 2 x 2 for the prior
     sample = profile.evaluate.sample
     assert (sample.sampler, sample.steps, sample.guidance_scale, sample.eta) == ("ddim", 200, 6.0, 1.0)
+    assert (sample.precision, profile.finetune.precision) == ("bf16", "bf16")
     assert len(profile.evaluate.seeds) == 50
     assert profile.evaluate.kid_images == 500
     assert profile.judge.name == "ViT-B-32/openai"

@@ -1,11 +1,21 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 
 from customdiff_core import images, tables, text
 from customdiff_core.config import Runtime, SampleConfig
-from customdiff_core.sampling import draw_images, generate, load_model, sample_latents
+from customdiff_core.errors import DeviceMemoryError
+from customdiff_core.sampling import draw_images, generate, load_model, make_sampler, sample_latents
 from customdiff_core.seeding import torch_generator
 
 QUICK = SampleConfig(steps=3, guidance_scale=4, batch_size=8)
@@ -102,6 +112,20 @@ def test_ddim_with_eta_1_repeats_and_is_another_path_than_eta_0(model):
     assert not np.array_equal(drawn(model, PROMPTS[:1], config=DDIM), one)
 
 
+@pytest.mark.parametrize("kind", [PNDMScheduler, DPMSolverMultistepScheduler])
+def test_ddim_does_not_clip_whatever_the_models_schedule_leaves_unsaid(model, tmp_path, kind: type):
+    """A file without clip_sample, as that of a model saved with another scheduler."""
+    kind(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in stated.items() if name != "clip_sample"}))
+    schedule = DDPMScheduler.from_pretrained(tmp_path)
+    assert schedule.config.clip_sample
+    sampler = make_sampler(dataclasses.replace(model[0], noise_scheduler=schedule), DDIM)
+    assert not sampler.config.clip_sample
+    assert sampler.config.beta_schedule == "scaled_linear"
+
+
 def test_dpm_solver_ignores_eta(model):
     config = QUICK.model_copy(update={"eta": 1.0})
     assert np.array_equal(drawn(model, PROMPTS[:1], config=config), drawn(model, PROMPTS[:1]))
@@ -149,6 +173,17 @@ def test_ddim_draws_what_diffusers_own_pipeline_draws(openmoji, model, guidance:
     ours = drawn(model, PROMPTS, (0,), config)
     assert np.abs(ours - theirs * 255).max() <= 2
     assert len({image.tobytes() for image in ours}) == 3
+
+
+def test_a_gpu_without_room_says_which_settings_need_less(model, monkeypatch: pytest.MonkeyPatch):
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("customdiff_core.sampling.sample_latents", full)
+    with pytest.raises(
+        DeviceMemoryError, match=r"^drawing: found no GPU memory left .*; lower sample\.batch_size or set"
+    ):
+        drawn(model)
 
 
 def test_the_stage_keeps_every_image_with_its_recipe(chain):

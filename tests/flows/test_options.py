@@ -10,7 +10,7 @@ from customdiff_core import concepts, profiles
 from customdiff_core.benchmark.protocol import Together
 from customdiff_core.benchmark.protocol import load as load_protocol
 from customdiff_core.benchmark.search import load as load_search
-from customdiff_core.config import FinetuneConfig
+from customdiff_core.config import FinetuneConfig, SampleConfig
 from customdiff_core.errors import ConfigError, WeightsError
 from customdiff_core.finetuning import methods
 from customdiff_core.settings import REPOSITORY
@@ -41,6 +41,16 @@ def test_stated_fields_win() -> None:
     evaluation = EvaluateOptions(seeds=3, kid_images=50, sample=GenerateOptions(steps=9)).resolve(profile)
     assert (evaluation.seeds, evaluation.kid_images, evaluation.kid_subset_size) == ((0, 1, 2), 50, 50)
     assert evaluation.sample == profile.evaluate.sample.model_copy(update={"steps": 9})
+
+
+def test_the_least_side_of_an_image_is_the_profiles_or_what_is_stated() -> None:
+    assert RetrieveOptions().resolve(profiles.get("sd14")).min_side == 256
+    assert RetrieveOptions(min_side=300).resolve(profiles.get("sd14")).min_side == 300
+
+
+def test_the_form_has_every_setting_of_drawing() -> None:
+    assert set(GenerateOptions.model_fields) == set(SampleConfig.model_fields)
+    assert GenerateOptions(precision="bf16").resolve(profiles.get("openmoji")).precision == "bf16"
 
 
 def test_the_form_has_every_setting_of_a_training() -> None:

@@ -44,6 +44,7 @@ def test_the_papers_protocol_is_the_papers() -> None:
     found = protocol.load("paper")
     config = found.evaluation(get("sd14"))
     assert (found.prompts, found.prompts_together, len(config.seeds)) == (20, 8, 50)
+    assert config.sample.precision == "bf16"
     assert (config.sample.sampler, config.sample.steps, config.sample.guidance_scale, config.sample.eta) == (
         "ddim",
         200,

@@ -1,11 +1,19 @@
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from customdiff_core import images
 from customdiff_core.artifacts import Store
+from customdiff_core.config import Runtime
+from customdiff_core.errors import DeviceMemoryError
 from customdiff_core.evaluation.embeddings import FILE, embedded
+from customdiff_core.evaluation.judge import Judge
+from customdiff_core.profiles import Profile
 from customdiff_core.recipes import Recipe
 
 RECIPE = Recipe(kind="embeddings", inputs={"encoder": "x"}, config={}, code="0", versions={})
@@ -92,3 +100,32 @@ def test_more_than_one_question_holds_are_found(store: Store, monkeypatch: pytes
     vectors, asked = look(store, ALPHABET[::-1])
     assert asked == []
     assert vectors[:, 0].tolist() == [ord(one) for one in ALPHABET[::-1]]
+
+
+def test_pictures_are_decoded_as_the_encoder_asks_for_them(openmoji: Profile, store: Store, monkeypatch) -> None:
+    """Hundreds of large ones at once would not fit into memory."""
+    decoded: list[str] = []
+    real = images.decode
+    monkeypatch.setattr(images, "decode", lambda data, name: (decoded.append(name), real(data, name))[1])
+
+    class Asking:
+        def images(self, pictures: Iterable[Image.Image]) -> np.ndarray:
+            return np.array([[len(decoded), one.width] for one in pictures], np.float32)
+
+    judge = Judge(openmoji, store, Runtime())
+    judge.__dict__["encoder"] = Asking()
+    data = [images.encode(Image.new("RGB", (20 + number, 20))) for number in range(3)]
+    assert judge.images(data).tolist() == [[1, 20], [2, 21], [3, 22]]
+
+
+def test_a_gpu_without_room_for_the_judge_says_what_to_do(openmoji: Profile, store: Store) -> None:
+    class Full:
+        def images(self, pictures: Iterable[Image.Image]) -> np.ndarray:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    judge = Judge(openmoji, store, Runtime())
+    judge.__dict__["encoder"] = Full()
+    with pytest.raises(
+        DeviceMemoryError, match=r"^judging pictures: found no GPU memory left .*; set model\.device to cpu"
+    ):
+        judge.images([images.encode(Image.new("RGB", (20, 20)))])

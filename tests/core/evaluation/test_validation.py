@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -45,6 +46,19 @@ def test_a_file_of_ones_own_is_read(source: Path, cat, store):
     table = tables.read(store, made, "validation")
     assert table["caption"].tolist() == ["cat 0", "cat 1", "cat 2"]
     assert images.open_trusted(table["image"][2]).getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_pictures_of_a_file_have_the_side_of_generated_ones_and_keep_their_middle(tmp_path: Path, cat, store):
+    wide = Image.new("RGB", (400, 200), (200, 0, 0))
+    wide.paste((0, 0, 200), (100, 0, 300, 200))
+    same = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    rows = [{"caption": "cat", "image": images.encode(one)} for one in (wide, same)]
+    pd.DataFrame(rows).to_parquet(tmp_path / "held_out.parquet")
+    made = validation(cat, profiles.get("openmoji", validation=tmp_path / "held_out.parquet"), 2, store=store)
+    first, second = (images.open_trusted(data) for data in tables.read(store, made, "validation")["image"])
+    assert first.size == (64, 64)
+    assert np.asarray(first).reshape(-1, 3).tolist() == [[0, 0, 200]] * 64**2
+    assert np.array_equal(np.asarray(second), np.asarray(same))
 
 
 def test_too_few_are_said(source: Path, cat, store):

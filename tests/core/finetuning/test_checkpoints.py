@@ -1,10 +1,18 @@
+import hashlib
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save as to_bytes
 
+from customdiff_core.errors import DiskFullError
+from customdiff_core.finetuning import checkpoints
 from customdiff_core.finetuning.checkpoints import KEEP, newest_checkpoint, save_checkpoint
+from customdiff_core.settings import REPOSITORY
 
 
 def state(number: float) -> dict[str, torch.Tensor]:
@@ -26,6 +34,42 @@ def test_the_newest_comes_back_whole(tmp_path: Path):
     assert step == 100
     assert torch.equal(found["weight"], torch.full((3,), 100.0))
     assert found["history"].dtype == torch.float64
+
+
+def test_its_bytes_are_safetensors_own_and_named_by_their_hash(tmp_path: Path):
+    """So those of before are read."""
+    save_checkpoint(tmp_path, 50, state(50))
+    (path,) = tmp_path.iterdir()
+    data = to_bytes(state(50))
+    assert path.read_bytes() == data
+    assert path.name == f"step-0000050-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+
+
+def test_it_is_written_from_where_the_tensors_lie(tmp_path: Path):
+    """In a process of its own, whose memory is counted: no second copy of them."""
+    program = (
+        "import resource, sys, torch; from pathlib import Path\n"
+        "from customdiff_core.finetuning.checkpoints import save_checkpoint\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "save_checkpoint(Path(sys.argv[1]), 1, {'w': torch.ones(9)})\n"
+        "state = {'w': torch.ones(2**26)}; before = peak()\n"
+        "save_checkpoint(Path(sys.argv[1]), 2, state); print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.split()[-1]) < 64  # MB, of a state of 256
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(DiskFullError, match="found no space left on the disk"):
+        save_checkpoint(tmp_path, 50, state(50))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_limit_takes_an_earlier_one(tmp_path: Path):

@@ -7,7 +7,7 @@ from customdiff_core import images, tables
 from customdiff_core.artifacts import Store
 from customdiff_core.augmentation import augment
 from customdiff_core.config import Runtime
-from customdiff_core.errors import TrainingError
+from customdiff_core.errors import DeviceMemoryError, TrainingError
 from customdiff_core.finetuning import finetune as stage
 from customdiff_core.finetuning.finetune import finetune, make_trainer
 from customdiff_core.lineage import Taught
@@ -142,6 +142,17 @@ def test_a_training_that_failed_leaves_no_delta(chain, linked: Store):
     with pytest.raises(TrainingError, match=r"need a finite one; lower learning_rate"):
         run(chain, linked, learning_rate=1e30)
     assert list(linked.manifests("delta")) == []
+
+
+def test_a_gpu_without_room_says_which_settings_need_less(chain, linked: Store, monkeypatch: pytest.MonkeyPatch):
+    def full(self: stage.Trainer) -> list[float]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(stage.Trainer, "train_step", full)
+    with pytest.raises(
+        DeviceMemoryError, match=r"^training: found no GPU memory left .*; set model\.gradient_checkpointing,"
+    ):
+        run(chain, linked)
 
 
 def test_regularization_captions_are_encoded_once_as_the_frozen_encoder_reads_them(chain):

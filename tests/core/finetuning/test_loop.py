@@ -158,7 +158,7 @@ def test_the_modifier_token_has_a_learning_rate_of_its_own(trainer):
 
 def test_fp16_on_a_cpu_stops_before_a_step(trainer, tmp_path: Path):
     with pytest.raises(
-        ConfigError, match=r"precision: found fp16 on a CPU, need fp32 or bf16 there; set finetune\.precision"
+        ConfigError, match=r"precision: found fp16 on a CPU, need fp32 or bf16 there; set train\.precision"
     ):
         trainer(precision="fp16").run(tmp_path, 1)
     assert list(tmp_path.iterdir()) == []

@@ -104,7 +104,10 @@ def test_8_bit_state_needs_cuda():
     groups = [([torch.nn.Parameter(torch.ones(2))], 1e-3)]
     with pytest.raises(ConfigError) as error:
         make_optimizer(groups, FinetuneConfig(steps=1, optimizer="adamw-8bit"), torch.device("cpu"))
-    assert str(error.value) == ("optimizer: found adamw-8bit on cpu, need CUDA for it; set finetune.optimizer=adamw")
+    assert str(error.value) == (
+        "optimizer: found adamw-8bit on cpu, need CUDA for it; set train.optimizer=adamw (customdiff train: --set "
+        "optimizer=adamw)"
+    )
     with pytest.raises(ValidationError, match="adamw-8bit"):
         FinetuneConfig.model_validate({"steps": 1, "optimizer": "adam8"})
 

@@ -30,6 +30,8 @@ from customdiff_core.merging.text_features import concept_targets
 from customdiff_core.sampling import draw_images, load_model
 from customdiff_core.seeding import torch_generator
 
+from ...small_models import STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, STABLE_DIFFUSION_XL, at_full_size
+
 PROMPT = "a crying <teal-cat> cat"
 DDIM = SampleConfig(sampler="ddim", steps=4, guidance_scale=4)
 
@@ -227,8 +229,11 @@ def test_sdxls_tokens_have_two_vectors(trained: Delta, base: Base, tmp_path: Pat
     assert_equal_files(open_content(tmp_path / "again.bin"), open_content(tmp_path / "delta.bin"))
     write(tmp_path / "alone", dataclasses.replace(trained, weights={}, tokens=found.tokens), base, "embedding")
     sdxl = load_file(tmp_path / "alone" / "<new1>.safetensors")
-    assert {name: len(row) for name, row in sdxl.items()} == {"clip_l": 768, "clip_g": 1280}
+    shapes = {name: tuple(row.shape) for name, row in sdxl.items()}
+    assert shapes == {"clip_l": (1, 768), "clip_g": (1, 1280)}  # webui takes the first number for that of the vectors
     assert_equal_files(parts_of(tmp_path / "alone" / "<new1>.safetensors", base).tokens, dict(found.tokens))
+    save_file({name: row[0].clone() for name, row in sdxl.items()}, tmp_path / "<new1>.safetensors")
+    assert_equal_files(parts_of(tmp_path / "<new1>.safetensors", base).tokens, dict(found.tokens))
 
 
 def test_compvis_delta_ckpt_is_read_and_written_bit_for_bit(trained: Delta, base: Base, tmp_path: Path):
@@ -284,6 +289,16 @@ def test_compvis_names_are_stable_diffusion_1s():
     assert renamed("output_blocks.11.1.transformer_blocks.0.attn2.to_v.weight", pairs, back=True) == (
         "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_v.weight"
     )
+
+
+@pytest.mark.parametrize("config", [STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, STABLE_DIFFUSION_XL])
+def test_every_name_of_the_full_size_goes_to_compvis_and_back(config: dict[str, Any]):
+    """A block without attention has its upsampler where others have attention."""
+    unet = at_full_size(config)
+    pairs, names = unet_prefixes(dict(unet.config)), list(unet.state_dict())
+    theirs = [renamed(name, pairs) for name in names]
+    assert len(set(theirs)) == len(names)
+    assert [renamed(str(name), pairs, back=True) for name in theirs] == names
 
 
 def test_every_weight_of_the_embedded_unet_has_a_compvis_name_of_its_own(base: Base):

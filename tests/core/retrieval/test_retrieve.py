@@ -1,5 +1,7 @@
 import re
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,6 +159,22 @@ def test_a_folder_of_ones_own_is_searched_and_copies_are_dropped(folder: Path, c
     assert images.open_trusted(table["image"][0]).mode == "RGB"
 
 
+def test_small_pictures_of_a_folder_are_dropped_and_a_larger_one_is_what_is_missing(folder: Path, cat, store):
+    Image.new("L", (90, 40), 30).save(folder / "2.jpg")
+    profile = profiles.get("openmoji", index=folder)
+    made = retrieve(cat, None, profile, RetrieveConfig(count=3, candidates=5, min_side=50), store=store)
+    dropped = tables.read(store, made, "candidates").set_index("caption")["drop_reason"]
+    assert dropped["a cat face"] == "smaller than 50 pixels"
+    funnel = account(store, made).funnel()
+    assert (funnel["alive"], funnel["valid"], funnel["kept"]) == (5, 3, 3)
+    with pytest.raises(
+        TooFewImagesError, match=r"smaller than 64 pixels.*; lower retrieve\.min_side, or use an index of"
+    ):
+        retrieve(cat, None, profile, RetrieveConfig(count=3, candidates=5, min_side=64), store=store)
+    with pytest.raises(ConfigError, match=r"retrieve\.min_side: found 65, need at most 64, .*; lower it"):
+        retrieve(cat, None, profile, RetrieveConfig(min_side=65), store=store)
+
+
 def test_a_broken_picture_in_a_folder_is_dropped_by_name_and_another_taken(folder: Path, cat, store):
     (folder / "0.jpg").write_text("not a picture")
     (folder / "1.jpg").unlink()
@@ -187,12 +205,12 @@ def web_index(openmoji, tmp_path: Path):
     """An index of 90 links, of which every fifth is dead and one is listed twice."""
     from deployments.web import serving
 
-    def build(base: str, kinds: tuple[str, ...] = ("ok", "ok", "ok", "ok", "dead")) -> Path:
+    def build(base: str, kinds: tuple[str, ...] = ("ok", "ok", "ok", "ok", "dead"), **more: list[str]) -> Path:
         words = [f"photo of a cat number {number}" for number in range(90)]
         vectors = Encoder(openmoji.retrieval_encoder, "cpu").texts(words)
         urls = [f"{base}/{kinds[number % len(kinds)]}/{number}.jpg" for number in range(90)]
         urls[3] = urls[0]
-        return write_index(tmp_path, vectors, pd.DataFrame({"caption": words, "url": urls}))
+        return write_index(tmp_path, vectors, pd.DataFrame({"caption": words, "url": urls, **more}))
 
     with serving() as (base, web):
         yield build, base, web
@@ -220,6 +238,36 @@ def test_links_are_fetched_in_rounds_and_ranked_by_similarity(web_index, cat, st
     assert set(attempts["status"]) == {"ok", "dead"}
     assert set(attempts["host"]) == {"127.0.0.1"}
     assert max(web.asked.values()) == 1
+
+
+@pytest.mark.usefixtures("open_loopback")
+@pytest.mark.parametrize("source", ["local", "backend", "backend without its folder"])
+def test_a_webdatasets_key_in_image_path_is_no_file_and_the_url_is_taken(
+    web_index, cat, store, tmp_path: Path, source: str
+):
+    """clip-retrieval writes a sample's key there; a row whose file is there is read from the folder."""
+    from deployments.backend import running
+
+    build, base, _ = web_index
+    keys = [f"{number:09d}" for number in range(90)]
+    folder = build(base, ("ok",), image_path=keys)
+    for number in range(0, 90, 2):
+        Image.new("RGB", (64, 64), (number, 80, 120)).save(folder / keys[number], "PNG")
+    config = RetrieveConfig(count=12, candidates=40, fetch=QUICK, near_hash=None)
+    with ExitStack() as stack:
+        corpus: dict[str, Any] = {"index": folder}
+        if source != "local":
+            address, _ = stack.enter_context(running(folder, tmp_path / "back"))
+            corpus = {"backend": address, "index": folder if source == "backend" else None}
+        made = retrieve(cat, None, profiles.get("openmoji", **corpus), config, store=store)
+    assert made.rows == 12
+    candidates = tables.read(store, made, "candidates").set_index("cand_id")
+    attempts = tables.read(store, made, "attempts")
+    assert set(attempts["status"]) == {"ok"}
+    numbers = candidates["image_path"][attempts["cand_id"]].astype(int).to_numpy()
+    from_file = (numbers % 2 == 0) & (source != "backend without its folder")
+    assert (attempts["host"] == "").tolist() == from_file.tolist()
+    assert 0 < (numbers % 2).sum() < len(numbers)
 
 
 @pytest.mark.usefixtures("open_loopback")

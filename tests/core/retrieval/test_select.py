@@ -24,7 +24,7 @@ def judged(
 
 
 def seen(*hashes: int, **same: str) -> dict[int, Note]:
-    return {100 + row: Note(same.get(f"n{row}", f"sha {row}"), phash) for row, phash in enumerate(hashes)}
+    return {100 + row: Note(same.get(f"n{row}", f"sha {row}"), phash, 64) for row, phash in enumerate(hashes)}
 
 
 def test_of_equal_images_the_best_ranked_stays():
@@ -35,6 +35,14 @@ def test_of_equal_images_the_best_ranked_stays():
         "same image as a better hit",
         "same image as a better hit",
     ]
+
+
+def test_a_small_image_is_dropped_and_a_larger_copy_of_it_is_not():
+    pictures = {100 + row: Note(f"sha {row}", 0, shorter) for row, shorter in enumerate((255, 256, 400))}
+    table = candidates(0.9, 0.8, 0.7)
+    config = RetrieveConfig(min_side=256, near_hash=4, near_similarity=0.9)
+    assert judged(table, pictures, config) == ["smaller than 256 pixels", "", "same picture, nearly, as a better hit"]
+    assert judged(table, pictures) == ["", "", ""]
 
 
 def test_near_duplicates_do_not_chain():
