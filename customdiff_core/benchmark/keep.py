@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def newest_cells(store: Store) -> set[str]:
 def unneeded(store: Store, runs: tuple[str, ...], before: datetime, cells: Collection[str]) -> list[Artifact]:
     """The trainings and images that certain runs made before a moment and nobody needs.
 
-    Needed is what these cells measured, what others made or use, what a concept's name may stand for, and what that was made from.
+    Needed is what these cells measured, what others made or use, and what that was made from.
 
     Args:
         store: where they are.
@@ -90,7 +90,6 @@ def unneeded(store: Store, runs: tuple[str, ...], before: datetime, cells: Colle
     evaluations = [one for kind in ("metrics", "together") for one in store.manifests(kind)]
     measured = [store.root / "cell" / cell for cell in cells] + [store.path(one.artifact) for one in evaluations]
     needed = {digest for folder in measured for digest in _measured(folder)}
-    needed |= {one.artifact.sha256 for one in _standing(made)}
     needed |= {digest for one in (*others, *evaluations) for digest in one.recipe.inputs.values()}
     while reached := [one for one in ours.values() if one.artifact.sha256 in needed]:
         needed |= {digest for one in reached for digest in one.recipe.inputs.values()}
@@ -131,18 +130,3 @@ def _measured(folder: Path) -> list[str]:
         return pq.read_table(folder / "sources.parquet", columns=["sha256"])["sha256"].to_pylist()
     except (pa.ArrowException, FileNotFoundError):
         return []
-
-
-def _standing(made: Iterable[Manifest]) -> list[Manifest]:
-    """Of Custom Diffusion's trainings of one concept on one base model, by nights, by searches and by others, the last word each.
-
-    One of them is what the concept's name stands for (`stages.standing`).
-    """
-    best: dict[tuple[str, ...], Manifest] = {}
-    for one in sorted(made, key=lambda one: (one.recipe.config.get("steps", 0), one.created)):
-        labels = one.recipe.labels
-        if labels.get("method") == "custom-diffusion" and labels.get("way") == "single":
-            regularized = str(one.recipe.config.get("prior_weight", 0) > 0)
-            maker = one.producer.partition("-")[0]
-            best[labels["concept"], one.recipe.inputs.get("model", ""), regularized, maker] = one
-    return list(best.values())

@@ -105,15 +105,14 @@ def test_what_others_made_or_use_stays(store: Store, night: Night) -> None:
     base, part, merged, evaluated = (delta(store, name) for name in ("base", "part", "merged", "evaluated"))
     part = delta(store, "sequential", of=[base])
     mine_of_it = delta(store, "mine of it", of=[part], by="compose-merged (4)")
-    named = delta(store, "named", concept="cat", method="custom-diffusion", way="single")
-    aged(store, quick, mine, base, part, merged, evaluated, mine_of_it, named)
+    aged(store, quick, mine, base, part, merged, evaluated, mine_of_it)
     recipe = Recipe(kind="metrics", inputs={}, config={}, code="0", versions={})
     Store(store.root, "evaluate-cat (5)").make(
         recipe, lambda folder: tables.write(folder / "sources.parquet", [{"name": "x", **evaluated.model_dump()}])
     )
     gone = set(tidy(table, KEEPING, store=store))
     assert merged in gone
-    assert gone.isdisjoint({quick, mine, mine_of_it, part, base, evaluated, named})
+    assert gone.isdisjoint({quick, mine, mine_of_it, part, base, evaluated})
 
 
 def test_what_a_run_with_something_of_its_own_measured_stays(store: Store, night: Night) -> None:
