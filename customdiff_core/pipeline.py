@@ -19,16 +19,15 @@ from customdiff_core.config import (
     Runtime,
     Stated,
 )
-from customdiff_core.errors import ConfigError, StoreError, did_you_mean
+from customdiff_core.errors import StoreError
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.interop.importing import import_delta
 from customdiff_core.merging.merge import merge
 from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress, silent
-from customdiff_core.recipes import is_key
 from customdiff_core.retrieval.retrieve import build_index, retrieve
-from customdiff_core.stages import require_captions, standing
+from customdiff_core.stages import check_names, require_captions, standing
 
 logger = logging.getLogger(__name__)
 
@@ -37,20 +36,6 @@ def quiet(stage: str) -> Progress:
     """Tell nobody."""
     del stage
     return silent
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Check that names can be deltas, before anything is trained.
-
-    Raises:
-        ConfigError: for what is neither a concept, a key nor a file.
-    """
-    known = concept_files.names()
-    for name in names:
-        if name not in known and not is_key(name) and not concept_files.is_file(name):
-            raise ConfigError(
-                f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
-            )
 
 
 @dataclass

@@ -7,6 +7,7 @@ import hashlib
 import io
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +176,11 @@ def generate(
     """
 
     recipe = stages.generate(prompts, seeds, delta, profile, config)
+    scratch = partial(store.scratch, recipe.kind, recipe.key, recipe.inputs)
 
     def produce(folder: Path) -> int:
         components, vae = load_model(profile, delta, store, runtime, config.precision)
-        scratch = store.scratch(recipe.kind, recipe.key, recipe.inputs)
-        drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch)
+        drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch())
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
         origin = {"model": components.digest, "delta": delta.sha256 if delta else None, **config.model_dump()}
         rows = [
@@ -194,10 +195,11 @@ def generate(
             }
             for (number, seed), image in zip(jobs, drawn, strict=True)
         ]
-        shutil.rmtree(scratch)
         return tables.write(folder / "samples.parquet", rows)
 
-    return store.make(recipe, produce)
+    made = store.make(recipe, produce)
+    shutil.rmtree(scratch(), ignore_errors=True)  # not before: a full disk would cost all that was drawn
+    return made
 
 
 def _kept(folder: Path, number: int, draw: Callable[[], list[Image.Image]]) -> list[Image.Image]:

@@ -5,6 +5,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+from customdiff_core import concepts as concept_files
 from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.outcomes import Outcome
@@ -22,7 +23,7 @@ from customdiff_core.config import (
     RetrieveConfig,
     SampleConfig,
 )
-from customdiff_core.errors import EvaluationError, RetrievalError, StoreError, did_you_mean
+from customdiff_core.errors import ConfigError, EvaluationError, RetrievalError, StoreError, did_you_mean
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import (
     CLIP_LIBRARIES,
@@ -32,6 +33,7 @@ from customdiff_core.recipes import (
     Recipe,
     digest_of,
     fingerprint,
+    is_key,
     settings,
     versions,
     world_digest,
@@ -200,6 +202,20 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
         f"delta: found none of {name} by custom-diffusion on this base model in {store.root}, need one; run customize/cat with "
         f"concept={name}, or `customdiff train {name}`, with profile {profile.name}, or give another delta's key"
     )
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check that names can be deltas, before anything is trained.
+
+    Raises:
+        ConfigError: for what is neither a concept, a key nor a file.
+    """
+    known = concept_files.names()
+    for name in names:
+        if name not in known and not is_key(name) and not concept_files.is_file(name):
+            raise ConfigError(
+                f"delta: found {name!r}, need a concept ({', '.join(known)}), a delta's key or a file{did_you_mean(name, known)}"
+            )
 
 
 def factorize(index: Artifact | None, profile: Profile, count: int, store: Store | None = None) -> Recipe:
@@ -414,6 +430,7 @@ def cell(
             else list(prompts_together(len(taught), file=cell.prompts)[: protocol.prompts_together]),
             "class_prompts": [one.class_prompt for one in taught],
             "training": training.model_dump(mode="json", exclude=kept) if trained else {},
+            "names": list(cell.concepts) if trained else [],  # from which seeds of trainings follow
             "share": cell.share * protocol.share if trained else 1.0,
             "on_curve": cell.share < 1,  # where KID is not measured
             "drawn": settings(profile.evaluate.sample) if trained else {},  # generated regularization images

@@ -34,6 +34,7 @@ from deployments.registration import POOL, declared_deployments, registered
 GIGABYTE = 1024**3
 DISK = 10  # GB: the environment and a few customizations
 MEMORY = 4  # GB: one customization of the embedded world
+NVIDIA = Path("/dev/nvidiactl")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 REINSTALL = "remove .venv and run make again"
@@ -149,7 +150,10 @@ def device() -> Check:
 
         from customdiff_core.devices import resolve_device
 
-        return Check("torch", "ok", f"{torch.__version__} on {resolve_device('auto')}")
+        found = f"{torch.__version__} on {resolve_device('auto')}"
+        blind = NVIDIA.exists() and not torch.cuda.is_available()
+        remedy = f"torch sees no GPU, though there is one: update its driver to one for CUDA {torch.version.cuda}"
+        return _check("torch", not blind, found, remedy, "warning")
     except (ImportError, OSError) as error:
         return Check("torch", "error", str(error), REINSTALL)
 

@@ -13,7 +13,7 @@ from customdiff_core.lineage import lineage_of
 from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
-from customdiff_core.stages import standing
+from customdiff_core.stages import check_names, standing
 from customdiff_core.weights import model_digest
 from tasks.stores import store
 
@@ -69,8 +69,9 @@ def taken(name: str, profile: Profile) -> Artifact:
     """Return a delta by the concept's name (the one that it stands for) or by its key.
 
     Raises:
-        StoreError: if there is none.
+        ConfigError: for what is neither; StoreError: if there is none.
     """
+    check_names([name])
     return standing(name, profile, store()) if name in concepts.names() else store().get("delta", name)
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from customdiff_core.cli.bars import bars, console
 from customdiff_core.cli.machine import (
     CategoryOption,
+    DeltaArgument,
     ProfileOption,
     TokenOption,
     WeightsOption,
@@ -23,12 +24,12 @@ from customdiff_core.config import CompressConfig
 
 
 def convert(
-    name: Annotated[str, typer.Argument(help="A concept, the key of a delta, or a file.")],
+    name: DeltaArgument,
     out: Annotated[Path, typer.Argument(help="The file, or for diffusers and embedding the folder, that is written.")],
     to: Annotated[
         str, typer.Option(help="customdiff, diffusers, diffusers-bin, authors, compvis, embedding, webui, kohya, peft.")
     ],
-    rank: Annotated[int, typer.Option(min=1, help="Of a LoRA.")] = 64,
+    rank: Annotated[int, typer.Option(min=1, help="Of the LoRA (kohya, peft).")] = 64,
     token: TokenOption = None,
     category: CategoryOption = None,
     profile: ProfileOption = "openmoji",
@@ -55,14 +56,14 @@ def convert(
 
 
 def compress(
-    name: Annotated[str, typer.Argument(help="A concept, the key of a delta, or a file.")],
+    name: DeltaArgument,
     energy: Annotated[float | None, typer.Option(min=0, max=1, help="Fraction of the singular values' sum.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Singular values of every layer.")] = None,
     megabytes: Annotated[float | None, typer.Option(min=0, help="Size of the file.")] = None,
     profile: ProfileOption = "openmoji",
     weights: WeightsOption = None,
 ) -> None:
-    """Keep a delta as thin factors; 0.6 of the energy, as the released code does, unless stated."""
+    """Keep a delta as thin factors: by energy, rank or size, one of them; by default 0.6 of the energy, as the released code."""
     from customdiff_core import tables
     from customdiff_core.compression import compress as run
     from customdiff_core.pipeline import Pipeline

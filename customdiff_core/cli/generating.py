@@ -9,6 +9,7 @@ from customdiff_core import concepts as concept_files
 from customdiff_core.cli.bars import bars, console
 from customdiff_core.cli.machine import (
     CategoryOption,
+    DeltaArgument,
     DeviceOption,
     ProfileOption,
     TokenOption,
@@ -22,7 +23,7 @@ from customdiff_core.config import SampleConfig
 
 
 def generate(
-    name: Annotated[str, typer.Argument(help="A concept, the key of a delta, or a file.")],
+    name: DeltaArgument,
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Prompts; {} stands for the concept, {0}, {1}, ... for those of a merge.")
     ] = None,

@@ -29,7 +29,14 @@ MethodOption = Annotated[str, typer.Option(help=f"One of {', '.join(methods.METH
 StepsOption = Annotated[int | None, typer.Option(min=1, help="Optimizer steps; by default the profile's.")]
 SeedOption = Annotated[int, typer.Option(help="Training seed.")]
 TokenOption = Annotated[
-    list[str] | None, typer.Option("--token", help="An imported file's token, in its order, or its rare word.")
+    list[str] | None,
+    typer.Option("--token", help="Of an imported file: a name for each token, in its order, or its rare word."),
+]
+DeltaArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A concept (the training that its name stands for, or else one is made), the key of a delta, or a file."
+    ),
 ]
 CategoryOption = Annotated[list[str] | None, typer.Option("--category", help="That token's category, such as cat.")]
 
@@ -48,9 +55,11 @@ class Machine:
         return self.profile.training(method).model_copy(update=stated)
 
 
-def machine(profile: str, weights: Path | None, index: Path | None, device: str) -> Machine:
+def machine(
+    profile: str, weights: Path | None, index: Path | None, device: str, validation: Path | None = None
+) -> Machine:
     """Build what all commands need."""
-    found = profiles.get(profile, model=weights, index=index)
+    found = profiles.get(profile, model=weights, index=index, validation=validation)
     return Machine(found, Runtime.model_validate({"device": device}), Store(producer="customdiff"))
 
 

@@ -1,5 +1,6 @@
 """`customdiff train`, `compose` and `evaluate`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -125,6 +126,9 @@ def evaluate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Images a prompt.")] = None,
     kid_images: Annotated[int | None, typer.Option(min=3, help="Held-out captions for KID.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="A Parquet of held-out images of the category, with captions, for KID.")
+    ] = None,
     profile: ProfileOption = "openmoji",
     weights: WeightsOption = None,
     index: IndexOption = None,
@@ -135,9 +139,11 @@ def evaluate(
     from customdiff_core.evaluation.evaluate import evaluate as run
     from customdiff_core.evaluation.results import compare, interval, number
     from customdiff_core.pipeline import Pipeline
+    from customdiff_core.weights import require
 
     with told():
-        here = machine(profile, weights, index, device)
+        here = machine(profile, weights, index, device, validation)
+        require(here.profile, search=False)
         config = here.profile.evaluate
         if seeds:
             config = config.model_copy(update={"seeds": tuple(range(seeds))})

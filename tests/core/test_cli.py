@@ -306,6 +306,7 @@ def test_a_stage_that_says_nothing_has_no_bar():
         (["generate", "cat", "a {}", "--sampler", "euler"], "sampler: found 'euler'"),
         (["generate", "cta", "a {}"], "found 'cta', need a concept (car, cat,"),
         (["generate", "cta", "a {}"], "did you mean 'cat'?"),
+        (["evaluate", "cat", "-p", "sd14", "--weights", "here"], "give its path as model.validation"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(command: list[str], said: str) -> None:

@@ -14,7 +14,7 @@ from diffusers import (
 
 from customdiff_core import images, tables, text
 from customdiff_core.config import Runtime, SampleConfig
-from customdiff_core.errors import DeviceMemoryError
+from customdiff_core.errors import DeviceMemoryError, DiskFullError
 from customdiff_core.sampling import draw_images, generate, load_model, make_sampler, sample_latents
 from customdiff_core.seeding import torch_generator
 
@@ -245,3 +245,19 @@ def test_a_killed_drawing_goes_on_at_the_batch_and_ends_at_the_same_images(
     assert not list(store.root.glob("checkpoints/samples/*"))
     unbroken = generate(tuple(PROMPTS), (0, 1), None, chain.profile, config, store=chain.store)
     assert whole == unbroken
+
+
+def test_pictures_that_find_no_room_are_not_drawn_again(chain, store, monkeypatch: pytest.MonkeyPatch):
+    def full(path, rows, *rest):
+        raise DiskFullError("full")
+
+    def run():
+        return generate(tuple(PROMPTS), (0,), None, chain.profile, QUICK, store=store)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "write", full)
+        with pytest.raises(DiskFullError):
+            run()
+    monkeypatch.setattr("customdiff_core.sampling.sample_latents", None)
+    assert len(tables.read(store, run(), "samples")) == 3
+    assert not list(store.root.glob("checkpoints/samples/*"))

@@ -519,6 +519,14 @@ def test_doctor_reports_missing_weights_with_the_remedy(tmp_path: Path, monkeypa
     assert "check" in check.remedy
 
 
+def test_doctor_says_that_torch_does_not_see_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(doctor, "NVIDIA", tmp_path / "none")
+    assert doctor.device().level == "ok"
+    monkeypatch.setattr(doctor, "NVIDIA", tmp_path)  # the driver is there
+    assert (doctor.device().level, "update its driver" in doctor.device().remedy) == ("warning", True)
+
+
 def test_doctor_reports_versions_that_are_not_the_locked_ones(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     lock.write_text(

@@ -6,10 +6,10 @@ import pytest
 
 from customdiff_core import concepts, profiles
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.errors import StoreError
+from customdiff_core.errors import ConfigError, StoreError
 from customdiff_core.recipes import Recipe
 from customdiff_core.weights import model_digest
-from flows.inputs import chosen, training_set_of
+from flows.inputs import chosen, taken, training_set_of
 
 OPENMOJI = profiles.get("openmoji")
 MODEL = model_digest(OPENMOJI.model)
@@ -47,3 +47,9 @@ def test_a_training_set_of_another_base_model_is_not_taken(here: Store) -> None:
         training_set_of(cat, None, "custom-diffusion", OPENMOJI)
     newer = made(here, "training_set", {"concept": cat.digest, "model": MODEL})
     assert training_set_of(cat, None, "custom-diffusion", OPENMOJI) == newer
+
+
+@pytest.mark.usefixtures("here")
+def test_a_name_that_is_neither_concept_nor_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"delta: found 'catt', need a concept .*; did you mean 'cat'\?"):
+        taken("catt", OPENMOJI)
