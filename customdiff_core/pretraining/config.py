@@ -126,7 +126,7 @@ class DinoConfig(TrainConfig):
 
 class PretrainConfig(Frozen):
     """Every part. The defaults are the committed weights' settings before those of FURTHER; they had these steps in several
-    runs, each with a schedule of its own (data/models/openmoji/README.md)."""
+    runs, each with a schedule of its own (docs/base-model.md)."""
 
     world: WorldConfig = WorldConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
