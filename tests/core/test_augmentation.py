@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from customdiff_core.errors import TrainingError
 from customdiff_core.evaluation import results
 from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.finetuning.loop import Examples, batches
-from customdiff_core.latents import Latents, load_latents
+from customdiff_core.latents import Latents, encode_latents, load_latents
+from customdiff_core.progress import silent
 from customdiff_core.recipes import Recipe
 
 SIDE = 512
@@ -311,6 +313,24 @@ def test_its_pictures_and_masks_are_those_of_its_rows(chain):
     assert all(one.mask.all() for one in latents[12:])
 
 
+def assert_encoded(chain, shown: Sequence[Image.Image], found: Sequence[Latents]) -> None:
+    """Latents are their own pictures', and no other's."""
+    mean, logvar = encode_latents(shown, chain.profile.model, Runtime(device="cpu"), silent)
+    for number, one in enumerate(found):
+        np.testing.assert_allclose(one.mean, mean[number], atol=1e-3, rtol=1e-3)
+        np.testing.assert_allclose(one.logvar, logvar[number], atol=1e-3, rtol=1e-3)
+
+
+def test_its_latents_are_those_of_its_pictures(chain):
+    table = tables.read(chain.store, chain.training_set, "examples")
+    prior = tables.read(chain.store, chain.regularization, "regularization")
+    rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+    found = load_latents(chain.store.path(chain.training_set) / "latents.safetensors", rows)
+    shown = [images.open_trusted(data) for data in (*table["image"][:12], *prior["image"])]
+    assert {one.size for one in shown} == {(64, 64)}
+    assert_encoded(chain, shown, found)
+
+
 def test_it_is_made_once_and_equally_in_another_store(chain, store):
     again = augment(chain.concept, chain.regularization, chain.profile, chain.augment_config, store=chain.store)
     assert again == chain.training_set
@@ -419,6 +439,12 @@ def test_each_picture_keeps_its_shape_and_every_shape_has_the_regularization_ima
         assert one.mean.shape == one.logvar.shape == (6, height // 4, width // 4)
         assert one.mask.shape == (1, height // 4, width // 4)
     assert results.views(made, chain.store, 2)[1]["mask"].shape == (12, 22)
+    scenes = tables.read(chain.store, chain.regularization, "regularization").set_index("source_sha256")["image"]
+    for shape in set(shapes):
+        of_shape = [row for row in table.itertuples() if (row.width, row.height) == shape]
+        own = [images.open_trusted(row.image or scenes[row.source_sha256]) for row in of_shape]
+        shown = [images.center_crop(one, shape).resize(shape, Image.Resampling.LANCZOS) for one in own]
+        assert_encoded(chain, shown, [found[row.Index] for row in of_shape])
 
     training = chain.finetune_config.model_copy(update={"early_stop": EarlyStop(views=2)})
     one = make_trainer((concept,), (made,), chain.profile, training, chain.store, Runtime(device="cpu"))

@@ -248,6 +248,25 @@ def test_joint_training_is_an_artifact_of_both(chain, pair):
     assert len(tables.read(chain.store, made, "history")) == 2  # one step for each
 
 
+def test_each_token_of_a_joint_delta_has_the_row_that_was_trained_for_it(chain, pair, tmp_path: Path):
+    """Not the other's, whichever is named first."""
+    config = chain.finetune_config.model_copy(update={"steps": 1})
+    for concepts, sets in (pair, tuple(part[::-1] for part in pair)):
+        made = finetune(concepts, sets, chain.profile, config, store=chain.store, runtime=CPU)
+        delta = deltas.load(chain.store.path(made) / deltas.FILE)
+        one = make_trainer(concepts, sets, chain.profile, config, chain.store, CPU)
+        with torch.no_grad():
+            words = [one.components.tokenizer.convert_tokens_to_ids(concept.modifier_token) for concept in concepts]
+        folder = tmp_path / concepts[0].name
+        folder.mkdir()
+        one.run(folder, 100)
+        with one.averaged(), torch.no_grad():
+            read = one.components.text_encoder.get_input_embeddings()(torch.tensor(words))
+        assert not torch.equal(read[0], read[1])
+        for concept, row in zip(concepts, read, strict=True):
+            assert torch.equal(delta.tokens[concept.modifier_token]["text_encoder"], row)
+
+
 def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, pair):
     (_, dog), (_, dogs) = pair
     config = chain.finetune_config.model_copy(update={"steps": 2, "prior_weight": 0.0})

@@ -63,6 +63,14 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+def assert_own_rows(chain, made: Delta, parents: dict[str, tuple[Artifact, str]]) -> None:
+    """Each token has the row of its own parent, given with the name that it has there."""
+    assert made.tokens.keys() == parents.keys()
+    for token, (parent, name) in parents.items():
+        own = loaded(chain, parent).tokens[name]["text_encoder"]
+        assert torch.equal(made.tokens[token]["text_encoder"], own)
+
+
 def test_every_constraint_is_met_in_float64_and_after_the_cast(chain, merged: Artifact):
     report = tables.read(chain.store, merged, "merge")
     assert len(report) == merged.rows == 2 * len(loaded(chain, merged).weights)
@@ -105,12 +113,15 @@ def test_the_order_of_the_concepts_changes_no_bit(chain, dog_delta, merged: Arti
     assert first.lineage == second.lineage
 
 
-def test_the_result_is_a_delta_that_loads_and_draws_both(chain, merged: Artifact):
+def test_the_result_is_a_delta_that_loads_and_draws_both(chain, dog_delta, merged: Artifact):
     delta = loaded(chain, merged)
     assert set(delta.tokens) == TOKENS
     assert delta.lineage.method == "merge"
     assert {one.name for one in delta.lineage.concepts} == {"cat", "dog"}
     assert all(name.endswith(KEYS_AND_VALUES) for name in delta.weights)
+    assert_own_rows(
+        chain, delta, {"<teal-cat>": (chain.delta, "<teal-cat>"), "<purple-dog>": (dog_delta, "<purple-dog>")}
+    )
     components, vae = load_model(chain.profile, merged, chain.store, Runtime(device="cpu"))
     drawn = draw_images(components, vae, ["a <teal-cat> cat and a <purple-dog> dog"], (0,), SampleConfig(steps=2))
     assert drawn[0].size == (64, 64)
@@ -193,22 +204,22 @@ def test_two_concepts_with_one_token_are_renamed_and_it_is_said(chain, dog_delta
         "modifier token: found <teal-cat> in two of the merged concepts, need one each; that of teal-cat is"
         in caplog.text
     )
-    rows = {tuple(row["text_encoder"].tolist()) for row in delta.tokens.values()}
-    wanted = (loaded(chain, chain.delta).tokens["<teal-cat>"], loaded(chain, dog_delta).tokens["<purple-dog>"])
-    assert rows == {tuple(row["text_encoder"].tolist()) for row in wanted}
+    assert_own_rows(
+        chain, delta, {"<teal-cat>": (chain.delta, "<teal-cat>"), "<teal-cat-2>": (dog_delta, "<purple-dog>")}
+    )
 
 
 def test_what_was_trained_here_keeps_its_token_and_a_new_one_is_nobody_elses():
-    def target(name: str, token: str, initializer: str = "") -> Targets:
+    def target(name: str, token: str, row: int, initializer: str = "") -> Targets:
         taught = Taught(name=name, modifier_token=token, initializer_token=initializer)
-        return Targets(
-            taught, Delta({}, {token: {"text_encoder": torch.zeros(1)}}, Lineage()), 1.0, torch.zeros(1, 1), ()
-        )
+        own = Delta({}, {token: {"text_encoder": torch.tensor([row])}}, Lineage())
+        return Targets(taught, own, 1.0, torch.zeros(1, 1), ())
 
-    clash = [target("a", "<x>"), target("b", "<x-2>"), target("cat", "<x>", "ktn"), target("c", "<x>")]
+    clash = [target("a", "<x>", 0), target("b", "<x-2>", 1), target("cat", "<x>", 2, "ktn"), target("c", "<x>", 3)]
     tokens, concepts = union_of_tokens(clash)
     assert [one.modifier_token for one in concepts] == ["<x-3>", "<x-2>", "<x>", "<x-4>"]
     assert list(tokens) == ["<x-3>", "<x-2>", "<x>", "<x-4>"]
+    assert [rows["text_encoder"].item() for rows in tokens.values()] == [0, 1, 2, 3]
 
 
 def test_near_copies_leave_the_constraints_and_it_is_said(chain, dog_delta):
