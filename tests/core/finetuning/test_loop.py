@@ -255,6 +255,39 @@ def test_a_resumed_fp16_training_scales_as_an_unbroken_one(trainer, tmp_path: Pa
     assert_bit_equal(snapshot(resumed), snapshot(unbroken))
 
 
+def scaling(one: Trainer) -> Trainer:
+    """With the scaler that fp16 has on a GPU; its factor is a power of two, so that no digit is lost."""
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return one
+
+
+def test_gradients_are_clipped_at_their_own_size_and_not_at_the_scaled_one(trainer):
+    plain, scaled = trainer(gradient_clip=1e-3), scaling(trainer(gradient_clip=1e-3))
+    norms = [one.train_step()[3] for one in (plain, scaled)]
+    assert norms[0] > 1e-2
+    assert norms[1] == norms[0]
+    for name, tensor in scaled.trained.items():
+        assert torch.equal(tensor.grad, plain.trained[name].grad)
+        assert torch.equal(tensor, plain.trained[name])
+
+
+def test_a_gradient_that_overflows_costs_a_step_and_a_smaller_scale_and_is_no_failure(trainer, tmp_path: Path):
+    one, before = scaling(trainer(steps=2)), {}
+    weight = next(iter(one.weights.values()))
+    hook = weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+
+    def look(state: Trainer) -> None:
+        if state.step == 1:
+            assert all(torch.equal(tensor, before[name]) for name, tensor in state.trained.items())
+            hook.remove()
+
+    before |= {name: tensor.detach().clone() for name, tensor in one.trained.items()}
+    one.run(tmp_path, 100, look)
+    assert one.scaler.get_scale() == 512
+    assert [losses[3] > 0 for losses in one.history] == [False, True]
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in one.trained.items())
+
+
 def test_bf16_trains_float32_weights(trainer):
     one = trainer(precision="bf16")
     losses = one.train_step()
