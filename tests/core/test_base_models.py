@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from customdiff_core import concepts, text
+from customdiff_core import concepts, tables, text
 from customdiff_core import delta as deltas
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.augmentation import augment
@@ -186,6 +186,18 @@ def test_joint_training_of_xl_moves_both_vectors_of_every_token_and_loads_back(s
     assert one.examples.prior is not None
     assert one.examples.prior.pooled is not None
     assert one.examples.prior.pooled.shape == (48, 20)
+    captions = tables.read(store, sets[0], "examples").query("role == 'regularization'")["prompt"].tolist()
+    with torch.no_grad():
+        wanted = text.encode(load_components(sdxl.model), captions * 2)
+    assert wanted.pooled is not None
+    torch.testing.assert_close(one.examples.prior.features, wanted.features, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one.examples.prior.pooled, wanted.pooled, atol=1e-5, rtol=1e-4)
+    views, priors = one.batch(0)
+    heard: list[torch.Tensor] = []
+    one.predict = lambda noisy, times, condition: heard.append(condition.pooled) or noisy
+    with torch.no_grad():
+        one.losses(views, priors, torch_generator("any"))
+    assert torch.equal(heard[0][len(views) :], one.examples.prior.pooled[priors - len(one.examples.prompts)])
     made = finetune(both, sets, sdxl, TRAINING, store=store, runtime=CPU)
     delta = deltas.load(store.path(made) / deltas.FILE)
     assert len(delta.tokens) == 2

@@ -5,7 +5,7 @@ from datetime import date
 import numpy as np
 import pytest
 
-from customdiff_core import concepts, images, stages, tables
+from customdiff_core import concepts, images, profiles, stages, tables
 from customdiff_core import delta as deltas
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
@@ -16,6 +16,7 @@ from customdiff_core.benchmark.protocol import Protocol
 from customdiff_core.config import AugmentConfig, RetrieveConfig, Runtime, SampleConfig
 from customdiff_core.errors import ConceptError, ConfigError, EvaluationError, MergeError
 from customdiff_core.evaluation.identity import RATES
+from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import load_components
 from customdiff_core.merging.join import join
 from customdiff_core.profiles import Profile
@@ -187,6 +188,20 @@ def test_the_ablation_changes_nothing_but_the_regularization(profile: Profile) -
     assert changed == {"prior_weight"}
     assert without.prior_weight == 0
     assert plain.steps == round(profile.finetune.steps * PROTOCOL.share)
+
+
+def test_the_ablation_keeps_the_rates_that_a_rule_would_halve_without_regularization() -> None:
+    """Where the profile states none: the paper's rule doubles them with regularization images."""
+    sd14 = profiles.get("sd14")
+    assert sd14.finetune.learning_rate is None
+    plain, without = (
+        methods.get(found.method).rates(found, regularized=found.prior_weight > 0)
+        for found in (
+            training(Cell(row=row, concepts=("cat",), seed=3), PROTOCOL, sd14, "cat")
+            for row in ("custom-diffusion", "unregularized")
+        )
+    )
+    assert without == plain == (4e-5, 4e-5)
 
 
 def test_trainings_of_different_concepts_share_no_draw_and_parts_of_a_merge_are_trained_alone(profile: Profile) -> None:

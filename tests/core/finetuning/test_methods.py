@@ -61,7 +61,12 @@ def test_how_much_each_method_trains_of_stable_diffusion_1(method: str, tensors:
 
 
 def test_custom_diffusion_stores_the_papers_75_megabytes():
-    assert pytest.approx(76.7, abs=0.05) == 19_169_280 * 4 / 1e6
+    """The file of a delta of Stable Diffusion 1, sized by its tensors' shapes."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**STABLE_DIFFUSION_1)
+    weights = dict(matching_parameters(unet, methods.get("custom-diffusion").trains))
+    made = deltas.Delta(weights, {"<x>": {"text_encoder": torch.zeros(768)}}, Lineage())
+    assert deltas.size(made) / 1e6 == pytest.approx(76.7, abs=0.05)
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
@@ -113,7 +118,7 @@ def test_every_method_runs_as_a_stage_and_loads_back(chain, store: Store, method
     changes = tables.read(store, made, "weight_change")
     if method == "custom-diffusion-all":
         assert set(changes["kind"]) == {"cross-attention", "self-attention", "other"}
-        assert (changes["change"] >= 0).all()
+        assert (changes["change"] > 0).mean() > 0.95  # a bias before a normalization has no gradient
 
 
 def test_the_learning_rate_rule_is_the_papers():

@@ -2,6 +2,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -355,6 +356,13 @@ def test_the_captions_are_encoded_and_factorized_once_for_a_base_model(chain, mo
 def test_captions_are_different_and_spread_over_the_index(chain, tmp_path: Path):
     found = read_captions(chain.store.path(chain.index), 300)
     assert len(found) == len(set(found)) == 300
+    parts = sorted((chain.store.path(chain.index) / "metadata").glob("*.parquet"))
+    first_of: dict[str, int] = {}
+    for place, caption in enumerate(pd.concat(map(pd.read_parquet, parts))["caption"]):
+        first_of.setdefault(caption, place)
+    places = [first_of[caption] for caption in found]
+    assert places == sorted(places)
+    assert np.histogram(places, bins=4, range=(0, 1200))[0].min() > 40  # of 75 each, less those that came before
     (tmp_path / "metadata").mkdir()
     empty = pd.DataFrame(
         {"TEXT": ["", "  ", None], "url": ["https://a.example/1.jpg"] * 3}
