@@ -28,7 +28,8 @@ from customdiff_core.lineage import Taught
 from customdiff_core.profiles import EncoderSource, Profile, get
 from customdiff_core.recipes import Recipe
 from customdiff_core.settings import REPOSITORY
-from tests import handmade
+
+from .. import handmade
 
 INDEX = Artifact(kind="index", key="i", sha256="index-digest", rows=1)
 PRIOR = Artifact(kind="regularization", key="r", sha256="prior-digest", rows=1)
