@@ -376,6 +376,31 @@ def test_a_mirrored_view_has_its_mask_mirrored():
     assert np.array_equal(plain[:, ::-1], mirrored)
 
 
+def test_where_alpha_counts_each_views_mask_is_that_of_its_own_picture(chain, make_concept):
+    """Of two pictures one is opaque on its left half alone; the other has no alpha channel."""
+    folder = make_concept(pictures=0)
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    noise.save(folder / "images" / "whole.png")
+    noise.putalpha(half)
+    noise.save(folder / "images" / "half.png")
+    concept, masks = concepts.load_folder(folder), dict[bool, list[np.ndarray]]()
+    for counts in (False, True):
+        config = AugmentConfig(resolution=64, views=16, alpha_masks=counts)
+        made = augment(concept, None, chain.profile, config, store=chain.store)
+        table = tables.read(chain.store, made, "examples")
+        rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+        latents = load_latents(chain.store.path(made) / "latents.safetensors", rows)
+        masks[counts] = [one.mask[0].numpy() for one in latents]
+    for number, (plain, narrowed) in enumerate(zip(masks[False], masks[True], strict=True)):
+        view = draw_view(number, 2, AugmentConfig(resolution=64))
+        partly = concept.images[view.picture].name == "half.png"
+        wanted = opaque_mask(half.convert("RGB"), view, plain, 64) if partly else plain
+        assert np.array_equal(narrowed, wanted)
+    assert sum(int(one.sum()) for one in masks[True]) < 0.85 * sum(int(one.sum()) for one in masks[False])
+
+
 def test_a_training_set_may_have_no_regularization_images(chain):
     config = AugmentConfig(resolution=64, views=3)
     made = augment(chain.concept, None, chain.profile, config, store=chain.store)

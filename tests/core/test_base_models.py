@@ -243,14 +243,20 @@ def assert_equal_pictures(components, vae, pipeline, **sizes: int) -> None:
     pipeline.set_progress_bar_config(disable=True)
     prompts = ["a cat on a red background", "a dog"]
     noise = torch.stack([torch.randn(4, 16, 16, generator=torch_generator("sample", n, 0)) for n in range(2)])
-    theirs = pipeline(
-        prompts,
-        latents=noise,
-        num_inference_steps=DDIM.steps,
-        guidance_scale=DDIM.guidance_scale,
-        output_type="np",
-        **sizes,
-    ).images
-    ours = np.stack([np.asarray(one) for one in draw_images(components, vae, prompts, (0,), DDIM)])
-    assert np.abs(ours.astype(int) - theirs * 255).max() <= 2
-    assert not np.array_equal(ours[0], ours[1])
+    drawn: list[np.ndarray] = []
+    for negative in ("", "a red background"):
+        theirs = pipeline(
+            prompts,
+            negative_prompt=[negative] * len(prompts) if negative else None,
+            latents=noise,
+            num_inference_steps=DDIM.steps,
+            guidance_scale=DDIM.guidance_scale,
+            output_type="np",
+            **sizes,
+        ).images
+        config = DDIM.model_copy(update={"negative_prompt": negative})
+        ours = np.stack([np.asarray(one) for one in draw_images(components, vae, prompts, (0,), config)])
+        assert np.abs(ours.astype(int) - theirs * 255).max() <= 2
+        assert not np.array_equal(ours[0], ours[1])
+        drawn.append(ours)
+    assert not np.array_equal(*drawn)

@@ -170,6 +170,45 @@ def test_strength_moves_a_concepts_target_and_no_others(chain, dog_delta, base, 
             assert relative(target.features @ weight.double().T, wanted) < 1e-5
 
 
+def test_a_ridge_holds_the_weights_where_the_captions_say_little(chain, dog_delta, base, factors):
+    """Ridge s² ||W - W0||² beside the captions' objective, s² the mean square of their singular values: the paper's formula."""
+    parts = [loaded(chain, part) for part in (chain.delta, dog_delta)]
+    targets = [t for one in parts for t in concept_targets(chain.profile.model, one, 1.0, ("{}",))]
+    plain, held = (
+        merge_targets(targets, base, factors, CONFIG.model_copy(update={"ridge": ridge}))[0] for ridge in (0.0, 0.5)
+    )
+    c, gram = torch.cat([one.features for one in targets]), factors.r.T @ factors.r
+    gram = gram + 0.5 * torch.linalg.svdvals(factors.r).square().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    d = torch.linalg.solve(gram, c.T).T
+    for name, weight in held.weights.items():
+        w0 = base[name].double()
+        v = torch.cat([one.features @ one.delta.weights[name].double().T for one in targets])
+        wanted = torch.linalg.solve(d @ c.T, v - c @ w0.T).T @ d
+        assert relative(weight.double() - w0, wanted) < 1e-3
+        assert (weight - base[name]).norm() < 0.9 * (plain.weights[name] - base[name]).norm()
+
+
+def test_words_that_are_said_twice_constrain_once(chain, dog_delta, base, factors):
+    parts = [loaded(chain, part) for part in (chain.delta, dog_delta)]
+    made: dict[int, Delta] = {}
+    for times in (1, 2):
+        prompts = ("{}",) * times
+        targets = [t for one in parts for t in concept_targets(chain.profile.model, one, 1.0, prompts)]
+        made[times], _, rows = merge_targets(targets, base, factors, CONFIG)
+        states = pd.DataFrame(rows).groupby(["concept", "token"])["state"].apply(sorted)
+        assert len(states) == 2 * 3
+        assert all(found == ["constraint", "dependent"][:times] for found in states)
+    for name, weight in made[1].weights.items():
+        torch.testing.assert_close(made[2].weights[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_merge_says_whether_the_base_model_of_a_part_is_only_stated(chain, dog_delta, merged: Artifact):
+    dog = loaded(chain, dog_delta)
+    stated = _stored(chain, dataclasses.replace(dog, lineage=dog.lineage.model_copy(update={"base_stated": True})))
+    assert not loaded(chain, merged).lineage.base_stated
+    assert loaded(chain, run(chain, (chain.delta, stated))).lineage.base_stated
+
+
 def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
     """cat+dog with a third: what the merged model says of both is kept, but for what the third, a dog too, shares with it."""
     other = _renamed(chain, dog_delta, "<third>", scale=1.3)
