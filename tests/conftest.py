@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import settings
 
 from customdiff_core import concepts, profiles
 from customdiff_core.artifacts import Artifact, Store
@@ -14,6 +16,15 @@ from customdiff_core.profiles import Profile
 
 # Some of Prefect's modules send the log to a server as soon as they are imported; a test that is no run has none.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+# The same examples on every machine, so that a test that passed fails for a change alone.
+settings.register_profile("equal", derandomize=True, deadline=None)
+settings.load_profile("equal")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Sums are taken in one order, so that runs can be compared bit for bit: all tests', since a session's chain is shared."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

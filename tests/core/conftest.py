@@ -1,14 +1,13 @@
-"""The core's tests are offline, on one thread, and write concept folders of their own."""
+"""The core's tests are offline, and write concept folders of their own."""
 
 import io
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
@@ -21,15 +20,6 @@ from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.profiles import Profile
 
 MakeConcept = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Sums are taken in one order, so that runs can be compared bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

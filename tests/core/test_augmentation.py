@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from customdiff_core.augmentation import (
 from customdiff_core.config import AugmentConfig, EarlyStop, Runtime
 from customdiff_core.errors import TrainingError
 from customdiff_core.evaluation import results
+from customdiff_core.finetuning.components import load_vae
 from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.finetuning.loop import Examples, batches
 from customdiff_core.latents import Latents, load_latents
@@ -311,6 +313,27 @@ def test_its_pictures_and_masks_are_those_of_its_rows(chain):
     assert all(one.mask.all() for one in latents[12:])
 
 
+def assert_encoded(chain, shown: Sequence[Image.Image], found: Sequence[Latents]) -> None:
+    """Latents are their own pictures', and no other's: what the VAE says of each alone."""
+    vae = load_vae(chain.profile.model)
+    for picture, one in zip(shown, found, strict=True):
+        pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            posterior = vae.encode(pixels).latent_dist
+        torch.testing.assert_close(one.mean, posterior.mean[0], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(one.logvar, posterior.logvar[0], atol=1e-3, rtol=1e-3)
+
+
+def test_its_latents_are_those_of_its_pictures(chain):
+    table = tables.read(chain.store, chain.training_set, "examples")
+    prior = tables.read(chain.store, chain.regularization, "regularization")
+    rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+    found = load_latents(chain.store.path(chain.training_set) / "latents.safetensors", rows)
+    shown = [images.open_trusted(data) for data in (*table["image"][:12], *prior["image"])]
+    assert {one.size for one in shown} == {(64, 64)}
+    assert_encoded(chain, shown, found)
+
+
 def test_it_is_made_once_and_equally_in_another_store(chain, store):
     again = augment(chain.concept, chain.regularization, chain.profile, chain.augment_config, store=chain.store)
     assert again == chain.training_set
@@ -351,6 +374,31 @@ def test_a_mirrored_view_has_its_mask_mirrored():
         opaque_mask(left, View(0, 64, 0, 0, flip, ""), np.ones((16, 16), np.float32), 64) for flip in (False, True)
     )
     assert np.array_equal(plain[:, ::-1], mirrored)
+
+
+def test_where_alpha_counts_each_views_mask_is_that_of_its_own_picture(chain, make_concept):
+    """Of two pictures one is opaque on its left half alone; the other has no alpha channel."""
+    folder = make_concept(pictures=0)
+    noise = Image.effect_noise((64, 64), 80).convert("RGB")
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    noise.save(folder / "images" / "whole.png")
+    noise.putalpha(half)
+    noise.save(folder / "images" / "half.png")
+    concept, masks = concepts.load_folder(folder), dict[bool, list[np.ndarray]]()
+    for counts in (False, True):
+        config = AugmentConfig(resolution=64, views=16, alpha_masks=counts)
+        made = augment(concept, None, chain.profile, config, store=chain.store)
+        table = tables.read(chain.store, made, "examples")
+        rows = table[["width", "height", "latent_row"]].itertuples(index=False, name=None)
+        latents = load_latents(chain.store.path(made) / "latents.safetensors", rows)
+        masks[counts] = [one.mask[0].numpy() for one in latents]
+    for number, (plain, narrowed) in enumerate(zip(masks[False], masks[True], strict=True)):
+        view = draw_view(number, 2, AugmentConfig(resolution=64))
+        partly = concept.images[view.picture].name == "half.png"
+        wanted = opaque_mask(half.convert("RGB"), view, plain, 64) if partly else plain
+        assert np.array_equal(narrowed, wanted)
+    assert sum(int(one.sum()) for one in masks[True]) < 0.85 * sum(int(one.sum()) for one in masks[False])
 
 
 def test_a_training_set_may_have_no_regularization_images(chain):
@@ -419,6 +467,12 @@ def test_each_picture_keeps_its_shape_and_every_shape_has_the_regularization_ima
         assert one.mean.shape == one.logvar.shape == (6, height // 4, width // 4)
         assert one.mask.shape == (1, height // 4, width // 4)
     assert results.views(made, chain.store, 2)[1]["mask"].shape == (12, 22)
+    scenes = tables.read(chain.store, chain.regularization, "regularization").set_index("source_sha256")["image"]
+    for shape in set(shapes):
+        of_shape = [row for row in table.itertuples() if (row.width, row.height) == shape]
+        own = [images.open_trusted(row.image or scenes[row.source_sha256]) for row in of_shape]
+        shown = [images.center_crop(one, shape).resize(shape, Image.Resampling.LANCZOS) for one in own]
+        assert_encoded(chain, shown, [found[row.Index] for row in of_shape])
 
     training = chain.finetune_config.model_copy(update={"early_stop": EarlyStop(views=2)})
     one = make_trainer((concept,), (made,), chain.profile, training, chain.store, Runtime(device="cpu"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from customdiff_core import concepts, text
+from customdiff_core import concepts, tables, text
 from customdiff_core import delta as deltas
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.augmentation import augment
@@ -186,6 +186,18 @@ def test_joint_training_of_xl_moves_both_vectors_of_every_token_and_loads_back(s
     assert one.examples.prior is not None
     assert one.examples.prior.pooled is not None
     assert one.examples.prior.pooled.shape == (48, 20)
+    captions = tables.read(store, sets[0], "examples").query("role == 'regularization'")["prompt"].tolist()
+    with torch.no_grad():
+        wanted = text.encode(load_components(sdxl.model), captions * 2)
+    assert wanted.pooled is not None
+    torch.testing.assert_close(one.examples.prior.features, wanted.features, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one.examples.prior.pooled, wanted.pooled, atol=1e-5, rtol=1e-4)
+    views, priors = one.batch(0)
+    heard: list[torch.Tensor] = []
+    one.predict = lambda noisy, times, condition: heard.append(condition.pooled) or noisy
+    with torch.no_grad():
+        one.losses(views, priors, torch_generator("any"))
+    assert torch.equal(heard[0][len(views) :], one.examples.prior.pooled[priors - len(one.examples.prompts)])
     made = finetune(both, sets, sdxl, TRAINING, store=store, runtime=CPU)
     delta = deltas.load(store.path(made) / deltas.FILE)
     assert len(delta.tokens) == 2
@@ -231,14 +243,20 @@ def assert_equal_pictures(components, vae, pipeline, **sizes: int) -> None:
     pipeline.set_progress_bar_config(disable=True)
     prompts = ["a cat on a red background", "a dog"]
     noise = torch.stack([torch.randn(4, 16, 16, generator=torch_generator("sample", n, 0)) for n in range(2)])
-    theirs = pipeline(
-        prompts,
-        latents=noise,
-        num_inference_steps=DDIM.steps,
-        guidance_scale=DDIM.guidance_scale,
-        output_type="np",
-        **sizes,
-    ).images
-    ours = np.stack([np.asarray(one) for one in draw_images(components, vae, prompts, (0,), DDIM)])
-    assert np.abs(ours.astype(int) - theirs * 255).max() <= 2
-    assert not np.array_equal(ours[0], ours[1])
+    drawn: list[np.ndarray] = []
+    for negative in ("", "a red background"):
+        theirs = pipeline(
+            prompts,
+            negative_prompt=[negative] * len(prompts) if negative else None,
+            latents=noise,
+            num_inference_steps=DDIM.steps,
+            guidance_scale=DDIM.guidance_scale,
+            output_type="np",
+            **sizes,
+        ).images
+        config = DDIM.model_copy(update={"negative_prompt": negative})
+        ours = np.stack([np.asarray(one) for one in draw_images(components, vae, prompts, (0,), config)])
+        assert np.abs(ours.astype(int) - theirs * 255).max() <= 2
+        assert not np.array_equal(ours[0], ours[1])
+        drawn.append(ours)
+    assert not np.array_equal(*drawn)

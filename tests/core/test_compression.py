@@ -7,11 +7,15 @@ import torch
 
 from customdiff_core import delta as deltas
 from customdiff_core import tables
-from customdiff_core.compression import compress, compressed, decompose
+from customdiff_core.compression import Decomposition, compress, compressed, decompose
 from customdiff_core.config import CompressConfig
 from customdiff_core.delta import Delta
 from customdiff_core.errors import ConfigError, DeltaError
+from customdiff_core.finetuning.methods import METHODS
+from customdiff_core.finetuning.trained_parameters import matching_parameters
 from customdiff_core.lineage import Lineage
+
+from ..small_models import STABLE_DIFFUSION_1, at_full_size
 
 NAMES = ("a.attn2.to_k.weight", "a.attn2.to_v.weight")
 
@@ -128,11 +132,19 @@ def test_nothing_changed_is_nothing_to_divide_by(base):
 
 
 def test_stable_diffusion_1_fits_15_megabytes_with_75_values_a_layer():
-    """Figures of the real shapes: 32 matrices of 320, 640 and 1280 x 768."""
-    heights = [320] * 10 + [640] * 10 + [1280] * 12
-    assert sum(height * 768 for height in heights) == 19_169_280
-    numbers_a_value = sum(height + 768 for height in heights)
-    assert numbers_a_value * 4 * 75 < 15e6 < numbers_a_value * 4 * 76
+    """Its real shapes: 32 matrices of 320, 640 and 1280 x 768, factored at two ranks without their values."""
+    unet = at_full_size(STABLE_DIFFUSION_1)
+    weights = matching_parameters(unet, METHODS["custom-diffusion"].trains)
+    assert sum(weight.numel() for weight in weights.values()) == 19_169_280
+
+    def size(rank: int) -> int:
+        factors = {
+            name: Decomposition(torch.empty(len(weight), 768), torch.empty(768), torch.empty(768, 768)).shapes(rank)
+            for name, weight in weights.items()
+        }
+        return deltas.size(Delta({}, {}, Lineage(), factors))
+
+    assert size(75) < 15e6 < size(76)
 
 
 def test_the_stage_keeps_the_lineage_and_tells_the_errors(chain):

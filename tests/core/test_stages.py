@@ -2,17 +2,34 @@ import ast
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from customdiff_core import recipes, stages
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
+from customdiff_core.benchmark.cells import Cell
+from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.concepts import Concept
+from customdiff_core.config import (
+    AugmentConfig,
+    CompressConfig,
+    EvaluateConfig,
+    IndexConfig,
+    MergeConfig,
+    RetrieveConfig,
+    Runtime,
+    SampleConfig,
+)
 from customdiff_core.errors import EvaluationError, RetrievalError, StoreError
-from customdiff_core.profiles import get
+from customdiff_core.lineage import Taught
+from customdiff_core.profiles import EncoderSource, Profile, get
 from customdiff_core.recipes import Recipe
 from customdiff_core.settings import REPOSITORY
+
+from .. import handmade
 
 INDEX = Artifact(kind="index", key="i", sha256="index-digest", rows=1)
 PRIOR = Artifact(kind="regularization", key="r", sha256="prior-digest", rows=1)
@@ -133,6 +150,281 @@ def test_a_page_of_several_depends_on_the_concepts_words(cat, openmoji):
     chain = {"together": DELTA}
     other = cat.model_copy(update={"title": "another title"})
     assert stages.report_together((cat,), chain, openmoji).key != stages.report_together((other,), chain, openmoji).key
+
+
+# What each recipe depends on
+
+CELL = Cell(row="custom-diffusion", concepts=("cat",), seed=1)
+PROTOCOL = Protocol(name="tiny", concepts=("cat",), seeds=2, prompts=2, kid_images=12, kid_subset_size=6)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that recipes are asked with."""
+
+    concept: Concept
+    profile: Profile
+    parts: tuple[Artifact, ...]
+    store: Store
+    index: Artifact = INDEX
+    prior: Artifact = PRIOR
+    training: Artifact = TRAINING
+    delta: Artifact = DELTA
+    parent: Artifact | None = None
+    prompts: tuple[str, ...] = ("a cat", "a dog")
+    seeds: tuple[int, ...] = (0, 1)
+    strengths: tuple[float, ...] = (1.0, 0.5)
+    count: int = 10
+    digest: str = "file"
+    stated: str = "<v>"
+    cell: Cell = CELL
+    protocol: Protocol = PROTOCOL
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    retrieve: RetrieveConfig = field(default_factory=RetrieveConfig)
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(resolution=64))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    compress: CompressConfig = field(default_factory=lambda: CompressConfig(rank=4))
+    scenes: IndexConfig = field(default_factory=IndexConfig)
+
+
+Change = Callable[[Asked], Asked]
+
+
+def put(**values: object) -> Change:
+    """Other values of what is asked."""
+    return lambda asked: replace(asked, **values)  # pyright: ignore[reportArgumentType]
+
+
+def of(name: str, /, **values: object) -> Change:
+    """Other fields of a part of what is asked."""
+    return lambda asked: put(**{name: getattr(asked, name).model_copy(update=values)})(asked)
+
+
+def inside(name: str, part: str, /, **values: object) -> Change:
+    """Other fields of a part's part."""
+    return lambda asked: of(name, **{part: getattr(getattr(asked, name), part).model_copy(update=values)})(asked)
+
+
+def fewer(group: str) -> Change:
+    """One picture less of a concept's."""
+    return lambda asked: of("concept", **{group: getattr(asked.concept, group)[:-1]})(asked)
+
+
+def other(name: str) -> Change:
+    """An artifact of other content."""
+    return of(name, sha256="other")
+
+
+MODEL = {"model": inside("profile", "model", revision="other")}
+JUDGE = {"judge": of("profile", judge=EncoderSource(model="ViT-B-32", tag="openai")), "dino": of("profile", dino=None)}
+ENCODER = {"encoder": of("profile", retrieval_encoder=EncoderSource(model="ViT-B-32", tag="openai"))}
+SIZE = {"resolution": inside("profile", "augment", resolution=128)}
+SAMPLE: dict[str, object] = {
+    "sampler": "ddim",
+    "steps": 26,
+    "guidance_scale": 7.0,
+    "eta": 0.5,
+    "negative_prompt": "blurred",
+    "batch_size": 31,
+    "precision": "bf16",
+}
+PICTURES = {group: fewer(group) for group in ("images", "held_out", "others")}
+WORDS = {name: of("concept", **{name: "other"}) for name in ("category", "modifier_token")}
+FEWER = {"prompts": of("concept", prompts=("a {}",))}
+DRAWN = {f"drawn {name}": inside("evaluate", "sample", **{name: value}) for name, value in SAMPLE.items()}
+
+DEPENDS: dict[str, tuple[Callable[[Asked], Recipe], dict[str, Change]]] = {
+    "build_index": (
+        lambda a: stages.build_index(a.profile, a.scenes),
+        ENCODER | SIZE | {"scenes": of("scenes", scenes=7), "seed": of("scenes", seed=7)},
+    ),
+    "retrieve": (
+        lambda a: stages.retrieve(a.concept, a.index, a.profile, a.retrieve),
+        ENCODER
+        | SIZE
+        | {
+            "index": other("index"),
+            "class prompt": of("concept", class_prompt="other"),
+            "count": of("retrieve", count=7),
+            "similarity": of("retrieve", min_similarity=0.9),
+            "fetching": inside("retrieve", "fetch", retries=7),
+        },
+    ),
+    "generated": (
+        lambda a: stages.retrieve(
+            a.concept, None, a.profile, a.retrieve.model_copy(update={"regularization": "generated"})
+        ),
+        MODEL
+        | {
+            "class prompt": of("concept", class_prompt="other"),
+            "count": of("retrieve", count=7),
+            "sample": inside("profile", "evaluate", sample=SampleConfig(steps=7)),
+        },
+    ),
+    "augment": (
+        lambda a: stages.augment(a.concept, a.prior, a.profile, a.augment),
+        MODEL
+        | WORDS
+        | {
+            "images": PICTURES["images"],
+            "name": of("concept", name="tiger"),
+            "instance prompt": of("concept", instance_prompt="a {}"),
+            "regularization": other("prior"),
+            "views": of("augment", views=7),
+            "canvas": of("augment", flat_canvas=True),
+            "seed": of("augment", seed=7),
+        },
+    ),
+    "finetune": (
+        lambda a: stages.finetune((a.concept,), (a.training,), a.profile, a.profile.finetune, a.parent),
+        MODEL
+        | {
+            "images": PICTURES["images"],
+            "token": of("concept", modifier_token="<other>"),
+            "training set": other("training"),
+            "parent": put(parent=DELTA),
+            "sample": inside("profile", "evaluate", sample=SampleConfig(steps=7)),
+            "rate": inside("profile", "finetune", learning_rate=7.0),
+            "precision": inside("profile", "finetune", precision="fp16"),
+        },
+    ),
+    "factorize": (
+        lambda a: stages.factorize(a.index, a.profile, a.count),
+        MODEL | {"index": other("index"), "count": put(count=7)},
+    ),
+    "merge": (
+        lambda a: stages.merge(a.parts, a.strengths, a.index, a.profile, a.merge, a.store),
+        MODEL
+        | {
+            "index": other("index"),
+            "whose strength": put(strengths=(0.5, 1.0)),
+            "a strength": put(strengths=(1.0, 0.6)),
+            "parts": lambda a: put(parts=(a.parts[0], a.parts[0]))(a),
+            "captions": of("merge", captions=7),
+            "ridge": of("merge", ridge=0.5),
+        },
+    ),
+    "join": (
+        lambda a: stages.join(a.parts, a.profile, a.store),
+        MODEL | {"parts": lambda a: put(parts=(a.parts[0], a.parts[0]))(a)},
+    ),
+    "compress": (
+        lambda a: stages.compress(a.parts[0], a.profile, a.compress, a.store),
+        MODEL | {"delta": lambda a: put(parts=a.parts[::-1])(a), "rank": of("compress", rank=5)},
+    ),
+    "import": (
+        lambda a: stages.import_delta("cat", a.digest, a.profile, {"tokens": [a.stated]}),
+        MODEL | {"file": put(digest="other"), "what is stated": put(stated="<w>")},
+    ),
+    "generate": (
+        lambda a: stages.generate(a.prompts, a.seeds, a.delta, a.profile, a.sample),
+        MODEL
+        | {name: of("sample", **{name: value}) for name, value in SAMPLE.items()}
+        | {
+            "delta": other("delta"),
+            "prompts": put(prompts=("a cat", "a cow")),
+            "order": put(prompts=("a dog", "a cat")),
+            "seeds": put(seeds=(0, 2)),
+        },
+    ),
+    "validation": (
+        lambda a: stages.validation(a.concept, a.profile, a.count),
+        SIZE | {"category": of("concept", category="dog"), "count": put(count=7)},
+    ),
+    "evaluate": (
+        lambda a: stages.evaluate(a.concept, a.delta, a.profile, a.evaluate),
+        MODEL
+        | JUDGE
+        | SIZE
+        | PICTURES
+        | FEWER
+        | DRAWN
+        | {
+            "delta": other("delta"),
+            "category": of("concept", category="dog"),
+            "token": of("concept", modifier_token="<other>"),
+            "seeds": of("evaluate", seeds=(3,)),
+            "confidence": of("evaluate", confidence=0.9),
+            "subsets": of("evaluate", kid_subsets=7),
+        },
+    ),
+    "together": (
+        lambda a: stages.evaluate_together((a.concept,), {"x": a.delta}, a.prompts, a.profile, a.evaluate, {}),
+        MODEL
+        | {"judge": JUDGE["judge"]}
+        | SIZE
+        | PICTURES
+        | WORDS
+        | DRAWN
+        | {
+            "delta": other("delta"),
+            "name": of("concept", name="tiger"),
+            "prompts": put(prompts=("a cow",)),
+            "confidence": of("evaluate", confidence=0.9),
+        },
+    ),
+    "cell": (
+        lambda a: stages.cell(a.cell, a.protocol, a.index, a.profile),
+        MODEL
+        | JUDGE
+        | SIZE
+        | PICTURES
+        | FEWER
+        | {
+            "index": other("index"),
+            "category": of("concept", category="dog"),
+            "token": of("concept", modifier_token="<other>"),
+            "class prompt": of("concept", class_prompt="other"),
+            "row": of("cell", row="unregularized"),
+            "seed": of("cell", seed=2),
+            "share": of("cell", share=0.5),
+            "change": of("cell", change={"prior_weight": 0.5}),
+            "share of all": of("protocol", share=0.5),
+            "seeds": of("protocol", seeds=3),
+            "prompts asked": of("protocol", prompts=1),
+            "kid images": of("protocol", kid_images=13),
+            "confidence": of("protocol", confidence=0.9),
+            "drawing": of("protocol", sample=SampleConfig(steps=7)),
+            "rate": inside("profile", "finetune", learning_rate=7.0),
+            "steps": inside("profile", "finetune", steps=7),
+            "retrieval": inside("profile", "retrieve", count=7),
+            "views": inside("profile", "augment", views=7),
+        },
+    ),
+}
+
+
+@pytest.fixture
+def asked(cat, openmoji, store: Store, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """A base model is its revision, and a cell's concept the one that is asked with."""
+    monkeypatch.setattr(stages, "model_digest", lambda source: f"model {source.revision}")
+    parts = (handmade.knowing(store, Taught(name=name, modifier_token=f"<{name}>")) for name in ("ant", "bee"))
+    return Asked(cat, openmoji, tuple(sorted(parts, key=lambda one: one.sha256)), store)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"), [(name, what) for name, (_, changes) in DEPENDS.items() for what in changes]
+)
+def test_a_recipe_changes_with_each_thing_that_its_result_depends_on(
+    recipe: str, what: str, asked: Asked, monkeypatch: pytest.MonkeyPatch
+):
+    make, changes = DEPENDS[recipe]
+    keys: list[str] = []
+    for one in (asked, asked, changes[what](asked)):
+        monkeypatch.setattr(stages, "load_concept", lambda name, one=one: one.concept)
+        keys.append(make(one).key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_every_setting_of_drawing_is_among_those_that_change_a_recipe():
+    assert SAMPLE.keys() == SampleConfig.model_fields.keys()
+    assert not any(getattr(SampleConfig(), name) == value for name, value in SAMPLE.items())
+
+
+def test_a_merge_is_the_same_in_whatever_order_its_parts_come_with_their_strengths(asked: Asked):
+    make, _ = DEPENDS["merge"]
+    assert make(replace(asked, parts=asked.parts[::-1], strengths=(0.5, 1.0))).key == make(asked).key
 
 
 def test_vectors_depend_on_how_pictures_are_decoded(monkeypatch: pytest.MonkeyPatch):

@@ -594,7 +594,7 @@ def _ask(
         connection.close()
 
 
-def _until(probe, seconds: float = 10):
+def _until(probe, seconds: float = 120):
     deadline = time.monotonic() + seconds
     while not (found := probe()):
         assert time.monotonic() < deadline

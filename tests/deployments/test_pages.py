@@ -40,7 +40,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         {"metric": metric, "subject": subject, "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1}
         for metric in (*showcase.SHARES, *showcase.CHANGES, "kid")
         for subject, value in values.items()
-        if (metric, subject) != ("kid", "difference")
     ]
     table = pd.DataFrame(rows).assign(n=6, extractor="openmoji-judge")
     monkeypatch.setattr(tables, "read", lambda *_: table)
@@ -55,7 +54,7 @@ def test_the_readmes_tables_of_concepts(store: Store) -> None:
     first, every = list(showcase.table(HERE, store)), list(showcase.summary({"cat": HERE}, store))
     assert first[:2] == marked("README.md", "concept")[:2]
     assert "| Text alignment | 0.500 (0.400 to 0.600) | 0.500 (0.400 to 0.600) | -0.250 (-0.350 to -0.150) |" in first
-    assert "| KID × 10³ | 0.500 (0.400 to 0.600) | 0.500 (0.400 to 0.600) |  |" in first
+    assert "| KID × 10³ | 0.500 (0.400 to 0.600) | 0.500 (0.400 to 0.600) | -0.250 (-0.350 to -0.150) |" in first
     assert every[:2] == marked("README.md", "concepts")[:2]
     shares, change = "0.50 → 0.50 / 0.75", "−0.250 (−0.350 to −0.150) / +0.250"
     assert every[2] == f"| [cat](docs/cat.webp) | {shares} | {shares} | {change} | {change} |"

@@ -22,7 +22,7 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[2]
 FINISHED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 SMALL: dict[str, Any] = {
-    "train": {"steps": 40, "batch_size": 2},
+    "train": {"steps": 12, "batch_size": 2},
     "evaluate": {
         "prompts": ["a crying {}", "a {} on a red background", "a {} and a rocket"],
         "seeds": 2,

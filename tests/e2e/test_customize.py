@@ -116,7 +116,13 @@ def test_damaged_artifacts_are_noticed_and_made_again(stack: Stack, first_run: d
 def test_a_killed_training_goes_on_and_ends_at_the_same_weights(stack: Stack, first_run: dict[str, Any]) -> None:
     run = stack.start("customize/cat", **(SMALL | {"train": KILLED}))
     checkpoints = stack.folder / "store" / "checkpoints"
-    until(lambda: 50 in _unfinished_steps(checkpoints, stack), "the checkpoint of step 50")
+
+    def half_way() -> bool:
+        made = [one for one in stack.store.manifests("delta") if run in one.producer]
+        assert not made, "the training ended before it could be killed: give it more steps"
+        return 50 in _unfinished_steps(checkpoints, stack)
+
+    until(half_way, "the checkpoint of step 50")
     for process in stack.engines(run):
         process.kill()
     assert stack.wait(run, {"CRASHED"})["state_type"] == "CRASHED"

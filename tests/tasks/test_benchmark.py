@@ -1,4 +1,6 @@
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,3 +114,43 @@ def test_the_example_of_automations_hears_of_nights_that_fail_or_do_not_come() -
     assert heard("prefect.flow-run.Completed", "nightly") == ["Proactive"]
     assert heard("prefect.flow-run.Failed", "cat") == heard("prefect.flow-run.Completed", "quick") == []
     assert next(one.within for one in triggers if one.posture.value == "Proactive") == timedelta(hours=26)
+
+
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """The states of the run that asks, newest first."""
+    said: list[SimpleNamespace] = []
+
+    @contextmanager
+    def client(*, sync_client: bool) -> Generator[SimpleNamespace]:
+        assert sync_client
+        yield SimpleNamespace(read_flow_run_states=lambda run: said if run == "a-run" else [])
+
+    monkeypatch.setattr(tasks.benchmark, "flow_run", SimpleNamespace(id="a-run"))
+    monkeypatch.setattr(tasks.benchmark, "get_client", client)
+    return said
+
+
+def state(at: datetime, scheduled: datetime | None = None) -> SimpleNamespace:
+    return SimpleNamespace(timestamp=at, state_details=SimpleNamespace(scheduled_time=scheduled))
+
+
+def test_a_retry_after_midnight_belongs_to_the_night_it_was_scheduled_for(states: list[SimpleNamespace]) -> None:
+    evening = datetime(2026, 3, 2, 23, 30, tzinfo=UTC)
+    scheduled = state(evening - timedelta(days=1), evening)  # a schedule plans its runs days ahead
+    running, retried = state(evening), state(evening + timedelta(hours=2), evening + timedelta(hours=2))
+    states[:] = [state(evening + timedelta(hours=3)), retried, running, scheduled]
+    assert tasks.benchmark.scheduled_night() == NIGHT
+
+
+def test_a_night_is_a_date_of_utc_whatever_the_clock_of_the_machine(states: list[SimpleNamespace]) -> None:
+    states[:] = [state(datetime(2026, 3, 3, 4, 0, tzinfo=timezone(timedelta(hours=9))))]
+    assert tasks.benchmark.scheduled_night() == NIGHT
+
+
+def test_a_run_without_a_history_is_of_today(states: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = datetime.now(UTC).date()
+    nights = {tasks.benchmark.scheduled_night()}
+    monkeypatch.setattr(tasks.benchmark, "flow_run", SimpleNamespace(id=None))
+    nights.add(tasks.benchmark.scheduled_night())
+    assert nights <= {before, datetime.now(UTC).date()}

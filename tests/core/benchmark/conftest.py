@@ -39,7 +39,7 @@ NIGHT = date(2026, 3, 1)
 Night = Callable[..., Artifact]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def hasty() -> Iterator[None]:
     """Nothing here must survive a power cut."""
     with pytest.MonkeyPatch.context() as patch:

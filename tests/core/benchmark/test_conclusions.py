@@ -2,12 +2,13 @@
 
 from datetime import date, timedelta
 from math import isnan
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from customdiff_core.artifacts import Store
-from customdiff_core.benchmark.claims import Wanted, overall
+from customdiff_core.benchmark.claims import CLAIMS, Wanted, judged, overall
 from customdiff_core.benchmark.drift import FALSE_ALARMS, limits, outside
 from customdiff_core.benchmark.history import earlier, failed, newest
 from customdiff_core.benchmark.report import markdown
@@ -123,6 +124,56 @@ def test_one_wrong_difference_of_many_must_be_surely_wrong() -> None:
     assert test.verdict(loose) == "does not hold"
     assert test.verdict(loose, Figure(-0.2, -0.5, 0.1, 2, 2, 9, 9)) == "cannot be told at this n"
     assert test.verdict(Figure(0.2, 0.1, 0.3, 2, 2, 9, 9), Figure(0.2, -0.1, 0.5, 2, 2, 9, 9)) == "holds"
+
+
+def test_of_several_differences_each_is_told_by_an_interval_with_its_share_of_the_error(
+    store: Store, night: Night
+) -> None:
+    cells = read(store, night(), "benchmark")
+    asked = ("text_alignment", "joint", "merged")
+    strict = Evidence(cells, NIGHT.isoformat(), store, 0.95).difference(*asked, tests=10)
+    alone = Evidence(cells, NIGHT.isoformat(), store, 0.995).difference(*asked)
+    assert strict
+    assert alone
+    assert (strict.low, strict.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_a_claim_of_several_differences_is_not_lost_by_what_chance_does_to_one_of_them() -> None:
+    """Against it by their own intervals, not by those with a share of the error each; a claim of one has all of that."""
+
+    def difference(metric: str, row: str, against: str, tests: int = 1) -> Figure:
+        assert tests in {1, *(len(one.tests) for one in CLAIMS)}
+        side = 1 if metric in {"kid", "trained_share", "image_alignment_1"} else -1
+        half = 0.1 if tests == 1 else 0.3
+        return Figure(0.2 * side, 0.2 * side - half, 0.2 * side + half, 2, 2, 9, 9)
+
+    found = judged(SimpleNamespace(difference=difference, beside="paper"), verdicts=True)
+    assert {row["claim"]: row["verdict"] for row in found} == {
+        one.name: "does not hold" if len(one.tests) == 1 else "cannot be told at this n" for one in CLAIMS
+    }
+
+
+# Far on the side that each claim wants: text and image alignment high, KID low, the first of two concepts weaker.
+IN_FAVOUR = {
+    ("custom-diffusion", "text_alignment"): 20.0,
+    ("custom-diffusion", "image_alignment_training"): 20.0,
+    ("dreambooth", "kid"): 20.0,
+    ("unregularized", "kid"): 20.0,
+    ("joint", "text_alignment"): 40.0,
+    ("joint", "image_alignment_training"): 40.0,
+    ("merged", "text_alignment"): 20.0,
+    ("sequential", "image_alignment_1"): -20.0,
+}
+
+
+@pytest.mark.parametrize(("side", "said"), [(1, "holds"), (-1, "does not hold")])
+def test_every_claim_holds_on_its_own_side_and_not_on_the_other(
+    store: Store, night: Night, side: int, said: str
+) -> None:
+    one = night(levels={what: side * level for what, level in IN_FAVOUR.items()})
+    found = read(store, one, "claims").groupby("claim")["verdict"].unique().map(list).to_dict()
+    # The share of the network is counted, and the same on both sides.
+    assert found == {claim.name: ["holds" if claim.name == "share" else said] for claim in CLAIMS}
 
 
 def test_one_training_of_one_concept_says_nothing_about_trainings() -> None:

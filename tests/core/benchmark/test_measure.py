@@ -4,8 +4,9 @@ from datetime import date
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from customdiff_core import concepts, images, stages, tables
+from customdiff_core import concepts, images, profiles, stages, tables
 from customdiff_core import delta as deltas
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.benchmark import rows
@@ -13,9 +14,12 @@ from customdiff_core.benchmark.cells import Cell
 from customdiff_core.benchmark.costs import costs, involved, unet_numbers
 from customdiff_core.benchmark.measure import measure, training
 from customdiff_core.benchmark.protocol import Protocol
+from customdiff_core.concepts import Concept
 from customdiff_core.config import AugmentConfig, RetrieveConfig, Runtime, SampleConfig
 from customdiff_core.errors import ConceptError, ConfigError, EvaluationError, MergeError
+from customdiff_core.evaluation.dino import Dino
 from customdiff_core.evaluation.identity import RATES
+from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.components import load_components
 from customdiff_core.merging.join import join
 from customdiff_core.profiles import Profile
@@ -157,9 +161,14 @@ def test_every_row_of_the_table_that_learns_knows_its_words(chain, profile: Prof
     assert all(("regularization" in set(examples["role"])) != without for examples in sets)
 
 
+def pictures(concept: Concept, folder: str) -> list[Image.Image]:
+    group = concept.images if folder == "images" else concept.held_out
+    return [images.decode(concept.read(one, folder), one.name) for one in group]
+
+
 def test_scores_are_of_the_plain_words_and_of_each_concepts_own_pictures(chain, profile: Profile) -> None:
     """V* is left out of the prompt; the first concept's pictures are the first figure's."""
-    judge = Encoder(profile.judge, RUNTIME.device)
+    judge, dino = Encoder(profile.judge, RUNTIME.device), Dino(profile.dino, RUNTIME.device)
     for name, taught in (("custom-diffusion", ("cat",)), ("joint", ("cat", "dog"))):
         one = run(chain, profile, name, *taught)
         drawn = tables.read(chain.store, source(chain, one, "samples"), "samples")
@@ -171,13 +180,24 @@ def test_scores_are_of_the_plain_words_and_of_each_concepts_own_pictures(chain, 
         found = {metric: part["value"].to_numpy() for metric, part in scores.groupby("metric")}
         said = judge.texts(words)
         np.testing.assert_allclose(found["text_alignment"], 2.5 * np.clip((seen * said).sum(1), 0, None), atol=1e-5)
-        for place, concept in enumerate(taught, 1):
-            taught_one = concepts.load(concept)
-            own = judge.images(
-                [images.decode(taught_one.read(part, "images"), part.name) for part in taught_one.images]
-            )
-            metric = f"image_alignment_{place}" if len(taught) > 1 else "image_alignment_training"
-            np.testing.assert_allclose(found[metric], (seen @ own.T).mean(1), atol=1e-5)
+        cosines = {
+            (encoder, folder): [
+                by.images([images.decode(data, "drawn") for data in drawn["image"]]) @ by.images(part).T
+                for part in (pictures(concepts.load(concept), folder) for concept in taught)
+            ]
+            for encoder, by in (("judge", judge), ("dino", dino))
+            for folder in ("images", "held_out")
+        }
+        for place, cosine in enumerate(cosines["judge", "images"] if len(taught) > 1 else (), 1):
+            np.testing.assert_allclose(found[f"image_alignment_{place}"], cosine.mean(1), atol=1e-5)
+        wanted = {  # of several concepts the mean of what each would have
+            "image_alignment_training": [one.mean(1) for one in cosines["judge", "images"]],
+            "nearest_training": [one.max(1) for one in cosines["judge", "images"]],
+            "image_alignment_held_out": [one.mean(1) for one in cosines["judge", "held_out"]],
+            "dino_alignment_training": [one.mean(1) for one in cosines["dino", "images"]],
+        }
+        for metric, parts in wanted.items():
+            np.testing.assert_allclose(found[metric], np.mean(parts, axis=0), atol=1e-4)
 
 
 def test_the_ablation_changes_nothing_but_the_regularization(profile: Profile) -> None:
@@ -189,6 +209,20 @@ def test_the_ablation_changes_nothing_but_the_regularization(profile: Profile) -
     assert changed == {"prior_weight"}
     assert without.prior_weight == 0
     assert plain.steps == round(profile.finetune.steps * PROTOCOL.share)
+
+
+def test_the_ablation_keeps_the_rates_that_a_rule_would_halve_without_regularization() -> None:
+    """Where the profile states none: the paper's rule doubles them with regularization images."""
+    sd14 = profiles.get("sd14")
+    assert sd14.finetune.learning_rate is None
+    plain, without = (
+        methods.get(found.method).rates(found, regularized=found.prior_weight > 0)
+        for found in (
+            training(Cell(row=row, concepts=("cat",), seed=3), PROTOCOL, sd14, "cat")
+            for row in ("custom-diffusion", "unregularized")
+        )
+    )
+    assert without == plain == (4e-5, 4e-5)
 
 
 def test_trainings_of_different_concepts_share_no_draw_and_parts_of_a_merge_are_trained_alone(profile: Profile) -> None:

@@ -5,9 +5,11 @@ import pytest
 from customdiff_core import images, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
+from customdiff_core.evaluation.dino import Dino
 from customdiff_core.evaluation.evaluate import evaluate
+from customdiff_core.evaluation.intervals import crossed_interval
 from customdiff_core.evaluation.judge import Judge
-from customdiff_core.evaluation.kid import kid
+from customdiff_core.evaluation.kid import jackknife, kid, kid_interval
 from customdiff_core.evaluation.validation import validation
 from customdiff_core.retrieval.encoder import Encoder
 
@@ -18,6 +20,7 @@ CONFIG = EvaluateConfig(
     kid_images=12,
     kid_subset_size=6,
     kid_subsets=20,
+    confidence=0.9,
 )
 RUNTIME = Runtime(device="cpu")
 VERDICTS = {"recognised", "recognised_by_colour"}  # 0 or 1 an image
@@ -90,6 +93,46 @@ def test_rows_say_how_many_images_and_whose_eyes(metrics: pd.DataFrame):
 def test_the_difference_is_that_of_the_means(metrics: pd.DataFrame):
     values = metrics.pivot(index="metric", columns="subject", values="value").loc[sorted(ALIGNMENT)]
     np.testing.assert_allclose(values["difference"], values["customized"] - values["base"], atol=1e-12)
+
+
+def test_an_alignments_interval_is_the_images_own_and_that_of_the_difference_is_paired(
+    chain, metrics, evaluated: Artifact
+):
+    """Both models drew from the same noise: the interval is that of the differences image by image, at the confidence asked."""
+    found = metrics.set_index(["metric", "subject"])[["ci_low", "ci_high"]]
+    scores = tables.read(chain.store, evaluated, "scores")
+    for metric in ALIGNMENT - VERDICTS:
+        grids = {
+            subject: part.pivot(index="prompt_id", columns="seed", values=metric).to_numpy()
+            for subject, part in scores.groupby("subject")
+        }
+        grids["difference"] = grids["customized"] - grids["base"]
+        for subject, grid in grids.items():
+            assert found.loc[(metric, subject)].tolist() == pytest.approx(crossed_interval(grid[None], 0.9), abs=1e-9)
+
+
+def test_kids_difference_is_what_customizing_costs_and_its_interval_is_paired(chain, metrics, evaluated: Artifact):
+    sets, table = sources(chain, evaluated), metrics.set_index(["metric", "subject"])
+    real = vectors(chain, sets["validation"])
+    base, customized = (vectors(chain, sets[f"kid_{subject}"]) for subject in ("base", "customized"))
+    values = {"base": kid(base, real, 6, 20), "customized": kid(customized, real, 6, 20)}
+    values["difference"] = values["customized"] - values["base"]
+    assert abs(values["difference"]) > 1e-3
+    scores = {"base": jackknife(base, real), "customized": jackknife(customized, real)}
+    scores["difference"] = scores["customized"] - scores["base"]
+    for subject, value in values.items():
+        row = table.loc[("kid", subject)]
+        ends = kid_interval(value, scores[subject], 0.9)
+        assert [row["value"], row["ci_low"], row["ci_high"]] == pytest.approx([value, *ends], rel=1e-3, abs=1e-6)
+
+
+def test_dinos_alignment_is_by_dino_and_with_the_training_pictures(chain, metrics, evaluated: Artifact):
+    dino, table = Dino(chain.profile.dino, "cpu"), metrics.set_index(["metric", "subject"])["value"]
+    seen = dino.images([images.decode(chain.concept.read(one), one.name) for one in chain.concept.images])
+    for subject in ("base", "customized"):
+        samples = sources(chain, evaluated)[subject]
+        drawn = dino.images([images.open_trusted(one) for one in tables.read(chain.store, samples, "samples")["image"]])
+        assert table["dino_alignment_training", subject] == pytest.approx((drawn @ seen.T).mean(), abs=1e-4)
 
 
 def test_alignment_agrees_with_a_few_lines_of_numpy(chain, evaluated: Artifact, metrics: pd.DataFrame):

@@ -186,21 +186,25 @@ def test_compare_reads_the_table_in_a_fixed_order() -> None:
     found = {one.metric: one for one in compare(metrics_table())}
     assert set(found) == set(METRICS)
     assert found["text_alignment"].difference == Cell(-0.46, -0.62, -0.31)
-    assert found["kid"].difference is None
+    assert found["kid"].difference == Cell(0.93, 0.71, 1.15)
 
 
 @pytest.mark.parametrize(
-    ("metric", "half", "change"),
-    [
-        ("text_alignment", 0.1, "down"),
-        ("image_alignment_held_out", 0.1, "up"),
-        ("kid", 0.1, "up"),
-        ("kid", 0.6, "same"),
-    ],
+    ("low", "high", "change"), [(-0.62, -0.31, "down"), (0.27, 0.52, "up"), (-0.1, 0.3, "same"), (-0.3, 0.1, "same")]
 )
-def test_a_change_is_named_only_where_the_interval_says_so(metric: str, half: float, change: str) -> None:
-    found = {one.metric: one for one in compare(metrics_table(half))}
-    assert found[metric].change == change
+def test_a_change_is_named_only_where_the_paired_interval_says_so(low: float, high: float, change: str) -> None:
+    table = metrics_table()
+    table.loc[(table["metric"] == "kid") & (table["subject"] == "difference"), ["ci_low", "ci_high"]] = low, high
+    found = {one.metric: one for one in compare(table)}
+    assert found["kid"].change == change
+
+
+@pytest.mark.parametrize(("half", "change"), [(0.1, "up"), (0.6, "same")])
+def test_without_a_paired_difference_both_intervals_must_be_apart(half: float, change: str) -> None:
+    """As in tables that were made before KID had one."""
+    table = metrics_table(half).query("not (metric == 'kid' and subject == 'difference')")
+    found = {one.metric: one for one in compare(table)}
+    assert (found["kid"].difference, found["kid"].change) == (None, change)
 
 
 def test_figures_are_written_with_a_true_minus_sign() -> None:

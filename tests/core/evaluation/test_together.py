@@ -1,8 +1,9 @@
 """Two concepts by two models on equal noise, measured and told: on the chain's small artifacts."""
 
+import numpy as np
 import pytest
 
-from customdiff_core import concepts, tables
+from customdiff_core import concepts, images, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import fill
 from customdiff_core.config import EvaluateConfig, Runtime, SampleConfig
@@ -11,6 +12,7 @@ from customdiff_core.evaluation.report_together import report_together
 from customdiff_core.evaluation.results import sources
 from customdiff_core.evaluation.together import evaluate_together
 from customdiff_core.lineage import Taught
+from customdiff_core.retrieval.encoder import Encoder
 
 PROMPTS = ("a {0} and a {1}", "photo of a {1} and a {0} <b>")
 CONFIG = EvaluateConfig(seeds=(0, 1), sample=SampleConfig(steps=2, guidance_scale=4))
@@ -39,6 +41,21 @@ def test_every_model_draws_every_prompt_with_the_words_it_has(chain, both, toget
     scores = tables.read(chain.store, together, "scores")
     assert len(scores) == 3 * len(PROMPTS) * 2
     assert set(scores["all_present"]) <= {0.0, 1.0}
+
+
+def test_each_concepts_figure_is_of_its_own_pictures(chain, both, together: Artifact):
+    """And the words are those of the prompt with both categories in their places."""
+    judge, scores = Encoder(chain.profile.judge, "cpu"), tables.read(chain.store, together, "scores")
+    words = judge.texts([fill(prompt, ["cat", "dog"]) for prompt in PROMPTS])
+    for subject, one in sources(together, chain.store).items():
+        drawn = tables.read(chain.store, one, "samples")
+        seen, found = judge.images(map(images.open_trusted, drawn["image"])), scores[scores["subject"] == subject]
+        said = (seen * words[drawn["prompt_id"]]).sum(axis=1)
+        np.testing.assert_allclose(found["text_alignment"], 2.5 * said.clip(0), atol=1e-4)
+        for concept in both:
+            held_out = [images.decode(concept.read(part, "held_out"), part.name) for part in concept.held_out]
+            cosine = (seen @ judge.images(held_out).T).mean(axis=1)
+            np.testing.assert_allclose(found[f"image_alignment_{concept.name}"], cosine, atol=1e-4)
 
 
 def test_figures_have_intervals_and_paired_differences(chain, together: Artifact):

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -9,18 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from customdiff_core import text
-from customdiff_core.config import Runtime
+from customdiff_core import concepts, tables, text
+from customdiff_core.artifacts import Artifact, Store
+from customdiff_core.augmentation import augment
+from customdiff_core.config import AugmentConfig, Runtime
 from customdiff_core.errors import ConfigError, TrainingError
 from customdiff_core.finetuning import loop
 from customdiff_core.finetuning.checkpoints import newest_checkpoint
 from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.finetuning.loop import HISTORY, Trainer
+from customdiff_core.retrieval.retrieve import retrieve
 from customdiff_core.seeding import torch_generator
 from customdiff_core.settings import REPOSITORY
 
 Vectors = dict[str, torch.Tensor]
+Row = tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]  # prompt, mean, log-variance, mask
 
 
 class KilledError(Exception):
@@ -56,6 +62,69 @@ def snapshot(one: Trainer) -> Vectors:
 def assert_bit_equal(one: Vectors, other: Vectors) -> None:
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+# The objective
+
+
+def rows_of(store: Store, *sets: Artifact) -> list[Row]:
+    """Read from the training sets' files alone: all their views, then all their regularization images."""
+    found: dict[str, list[Row]] = {"concept": [], "regularization": []}
+    for made in sets:
+        latents = load_file(store.path(made) / "latents.safetensors")
+        for row in tables.read(store, made, "examples").itertuples():
+            mean, logvar, mask = (latents[f"{name}.64x64"][row.latent_row] for name in ("mean", "logvar", "mask"))
+            found[row.role].append((row.prompt, mean, logvar, mask))
+    return [*found["concept"], *found["regularization"]]
+
+
+@torch.no_grad()
+def objective(one: Trainer, rows: list[Row], views: int, generator: torch.Generator) -> tuple[float, float]:
+    """Instance and prior loss, written out from the paper, the model's config and the schedule's formula."""
+    prompts, *parts = zip(*rows, strict=True)
+    mean, logvar, mask = (torch.stack(part) for part in parts)
+    folder = REPOSITORY / "data" / "models" / "openmoji" / "openmoji-sd"
+    scale = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
+    posterior, noise = (torch.randn(mean.shape, generator=generator) for _ in range(2))
+    times = torch.randint(1000, (len(rows),), generator=generator)
+    kept = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).cumprod(dim=0)[times][:, None, None, None]
+    clean = scale * (mean + torch.exp(logvar / 2) * posterior)
+    ids = one.components.tokenizer(list(prompts), padding="max_length", return_tensors="pt").input_ids
+    features = one.components.text_encoder(ids).last_hidden_state
+    predicted = one.components.unet(kept.sqrt() * clean + (1 - kept).sqrt() * noise, times, features).sample
+    error = (predicted - (kept.sqrt() * noise - (1 - kept).sqrt() * clean)).square().mean(dim=1, keepdim=True)
+    inside = [float(error[view][mask[view] > 0].mean()) for view in range(views)]
+    return sum(inside) / views, float(error[views:].mean())
+
+
+def assert_is_the_objective(one: Trainer, rows: list[Row], views: list[int], priors: list[int]) -> None:
+    seeds = (torch.Generator().manual_seed(5) for _ in range(2))
+    with torch.no_grad():
+        found = [float(loss) for loss in one.losses(torch.tensor(views), torch.tensor(priors), next(seeds))]
+    instance, prior = objective(one, [rows[row] for row in (*views, *priors)], len(views), next(seeds))
+    assert found == pytest.approx([3 * instance + 0.5 * prior, instance, prior], rel=1e-4)
+
+
+def test_the_losses_are_the_papers_on_the_rows_own_latents_masks_and_prompts(chain, trainer):
+    one, rows = trainer(instance_weight=3.0, prior_weight=0.5), rows_of(chain.store, chain.training_set)
+    masked = next(number for number in range(12) if not rows[number][3].all())
+    whole = next(number for number in range(12) if rows[number][3].all())
+    assert_is_the_objective(one, rows, [masked, whole], [31, 14])
+
+
+def test_of_two_concepts_every_row_keeps_its_latents_and_its_prompt(chain):
+    """Training sets of different sizes, and regularization images of each concept's own class prompt."""
+    dog, config = concepts.load("dog"), chain.retrieve_config.model_copy(update={"count": 7})
+    beside = retrieve(dog, chain.index, chain.profile, config, store=chain.store)
+    views = AugmentConfig(resolution=64, views=5)
+    sets = (chain.training_set, augment(dog, beside, chain.profile, views, store=chain.store))
+    training = chain.finetune_config.model_copy(update={"instance_weight": 3.0, "prior_weight": 0.5})
+    runtime = Runtime(device="cpu")
+    one = make_trainer((chain.concept, dog), sets, chain.profile, training, chain.store, runtime)
+    rows = rows_of(chain.store, *sets)
+    assert len(rows) == 12 + 5 + 24 + 7
+    assert_is_the_objective(one, rows, [2, 12], [17, 40])
+    assert_is_the_objective(one, rows, [16, 11], [47, 41])
 
 
 # What is trained
@@ -184,6 +253,39 @@ def test_a_resumed_fp16_training_scales_as_an_unbroken_one(trainer, tmp_path: Pa
     resumed.run(tmp_path / "broken", 100)
     assert resumed.scaler.get_scale() == unbroken.scaler.get_scale() == 2048
     assert_bit_equal(snapshot(resumed), snapshot(unbroken))
+
+
+def scaling(one: Trainer) -> Trainer:
+    """With the scaler that fp16 has on a GPU; its factor is a power of two, so that no digit is lost."""
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    return one
+
+
+def test_gradients_are_clipped_at_their_own_size_and_not_at_the_scaled_one(trainer):
+    plain, scaled = trainer(gradient_clip=1e-3), scaling(trainer(gradient_clip=1e-3))
+    norms = [one.train_step()[3] for one in (plain, scaled)]
+    assert norms[0] > 1e-2
+    assert norms[1] == norms[0]
+    for name, tensor in scaled.trained.items():
+        assert torch.equal(tensor.grad, plain.trained[name].grad)
+        assert torch.equal(tensor, plain.trained[name])
+
+
+def test_a_gradient_that_overflows_costs_a_step_and_a_smaller_scale_and_is_no_failure(trainer, tmp_path: Path):
+    one, before = scaling(trainer(steps=2)), {}
+    weight = next(iter(one.weights.values()))
+    hook = weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+
+    def look(state: Trainer) -> None:
+        if state.step == 1:
+            assert all(torch.equal(tensor, before[name]) for name, tensor in state.trained.items())
+            hook.remove()
+
+    before |= {name: tensor.detach().clone() for name, tensor in one.trained.items()}
+    one.run(tmp_path, 100, look)
+    assert one.scaler.get_scale() == 512
+    assert [losses[3] > 0 for losses in one.history] == [False, True]
+    assert all(not torch.equal(tensor, before[name]) for name, tensor in one.trained.items())
 
 
 def test_bf16_trains_float32_weights(trainer):

@@ -61,7 +61,12 @@ def test_how_much_each_method_trains_of_stable_diffusion_1(method: str, tensors:
 
 
 def test_custom_diffusion_stores_the_papers_75_megabytes():
-    assert pytest.approx(76.7, abs=0.05) == 19_169_280 * 4 / 1e6
+    """The file of a delta of Stable Diffusion 1, sized by its tensors' shapes."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**STABLE_DIFFUSION_1)
+    weights = dict(matching_parameters(unet, methods.get("custom-diffusion").trains))
+    made = deltas.Delta(weights, {"<x>": {"text_encoder": torch.zeros(768)}}, Lineage())
+    assert deltas.size(made) / 1e6 == pytest.approx(76.7, abs=0.05)
 
 
 @pytest.mark.parametrize("method", methods.METHODS)
@@ -113,7 +118,7 @@ def test_every_method_runs_as_a_stage_and_loads_back(chain, store: Store, method
     changes = tables.read(store, made, "weight_change")
     if method == "custom-diffusion-all":
         assert set(changes["kind"]) == {"cross-attention", "self-attention", "other"}
-        assert (changes["change"] >= 0).all()
+        assert (changes["change"] > 0).mean() > 0.95  # a bias before a normalization has no gradient
 
 
 def test_the_learning_rate_rule_is_the_papers():
@@ -246,6 +251,25 @@ def test_joint_training_is_an_artifact_of_both(chain, pair):
     assert set(delta.tokens) == {concept.modifier_token for concept in pair[0]}
     assert [one.name for one in delta.lineage.concepts] == ["cat", "dog"]
     assert len(tables.read(chain.store, made, "history")) == 2  # one step for each
+
+
+def test_each_token_of_a_joint_delta_has_the_row_that_was_trained_for_it(chain, pair, tmp_path: Path):
+    """Not the other's, whichever is named first."""
+    config = chain.finetune_config.model_copy(update={"steps": 1})
+    for concepts, sets in (pair, tuple(part[::-1] for part in pair)):
+        made = finetune(concepts, sets, chain.profile, config, store=chain.store, runtime=CPU)
+        delta = deltas.load(chain.store.path(made) / deltas.FILE)
+        one = make_trainer(concepts, sets, chain.profile, config, chain.store, CPU)
+        with torch.no_grad():
+            words = [one.components.tokenizer.convert_tokens_to_ids(concept.modifier_token) for concept in concepts]
+        folder = tmp_path / concepts[0].name
+        folder.mkdir()
+        one.run(folder, 100)
+        with one.averaged(), torch.no_grad():
+            read = one.components.text_encoder.get_input_embeddings()(torch.tensor(words))
+        assert not torch.equal(read[0], read[1])
+        for concept, row in zip(concepts, read, strict=True):
+            assert torch.equal(delta.tokens[concept.modifier_token]["text_encoder"], row)
 
 
 def test_sequential_training_goes_on_from_the_first_and_keeps_its_token(chain, pair):

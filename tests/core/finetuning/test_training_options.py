@@ -16,6 +16,7 @@ from customdiff_core.finetuning.finetune import make_trainer
 from customdiff_core.finetuning.loop import Trainer
 from customdiff_core.finetuning.optimizers import make_optimizer
 from customdiff_core.finetuning.schedule import rate_factor
+from customdiff_core.seeding import seed_of, torch_generator
 
 
 class KilledError(Exception):
@@ -43,8 +44,6 @@ def test_accumulated_batches_have_the_mean_of_their_gradients(trainer):
     parts: list[dict[str, torch.Tensor]] = []
     for number in range(2):
         one.optimizer.zero_grad()
-        from customdiff_core.seeding import torch_generator
-
         one.losses(*one.batch(number), torch_generator("train", one.config.seed, number))[0].backward()
         parts.append({name: tensor.grad.clone() for name, tensor in one.trained.items()})
     for name, gradient in both.items():
@@ -75,6 +74,34 @@ def test_the_schedule_reaches_the_optimizer(trainer):
     one.train_step()
     moved = (one.weights[name].detach() - before).abs().median().item()
     assert moved == pytest.approx(1e-4, rel=1e-2)  # Adam's first step moves every number by its rate: a tenth of it
+
+
+def test_a_run_takes_its_batches_in_order_on_their_own_noise_at_the_rates_of_its_steps(
+    trainer, tmp_path: Path, monkeypatch
+):
+    one = trainer(steps=5, warmup_steps=2, schedule="cosine", gradient_accumulation=2)
+    asked: list[int] = []
+    noise: list[int] = []
+    rates: list[list[float]] = []
+    batch, losses, update = one.batch, one.losses, one.update
+
+    def drawn(views: torch.Tensor, priors: torch.Tensor, generator: torch.Generator):
+        noise.append(generator.initial_seed())
+        return losses(views, priors, generator)
+
+    def updated() -> float:
+        rates.append([group["lr"] for group in one.optimizer.param_groups])
+        return update()
+
+    monkeypatch.setattr(one, "batch", lambda number: asked.append(number) or batch(number))
+    monkeypatch.setattr(one, "losses", drawn)
+    monkeypatch.setattr(one, "update", updated)
+    one.run(tmp_path, 2)
+    assert asked == list(range(10))
+    assert noise == [seed_of("train", 3, number) for number in range(10)]
+    assert [rate for step in rates for rate in step] == pytest.approx(
+        [rate * factor for factor in (0.5, 1.0, 1.0, 0.75, 0.25) for rate in (5e-4, 5e-3)]
+    )
 
 
 def test_only_a_constant_rate_can_be_given_more_steps(cat, openmoji):
@@ -140,12 +167,29 @@ def test_withheld_views_are_never_trained_on_and_training_stops_at_the_best(trai
 
 
 def test_the_withheld_loss_is_that_of_the_average_on_noise_of_its_own(trainer):
-    one = trainer(early_stop=EarlyStop(views=4, every=1), ema_decay=0.0)
-    before = one.withheld_loss()
-    assert one.withheld_loss() == before > 0
+    one = trainer(early_stop=EarlyStop(views=4, every=1), ema_decay=0.999)
+    assert one.withheld_loss() == one.withheld_loss() > 0
     for one.step in range(8):
         one.train_step()
-    assert one.withheld_loss() != before
+    nobody = torch.tensor([], dtype=torch.long)
+
+    def measured() -> float:
+        losses = [
+            float(one.losses(torch.tensor(rows), nobody, torch_generator("withheld", number))[1])
+            for number in range(4)
+            for rows in ([8, 9], [10, 11])
+        ]
+        return sum(losses) / len(losses)
+
+    found, kept = one.withheld_loss(), {name: tensor.detach().clone() for name, tensor in one.trained.items()}
+    with torch.no_grad():
+        of_the_weights = measured()
+        for name, tensor in one.trained.items():
+            assert torch.equal(tensor, kept[name])  # training goes on from where it was
+            tensor.copy_(one.average[name])
+        of_the_average = measured()
+    assert abs(of_the_weights - of_the_average) > 1e-3 * of_the_average
+    assert found == pytest.approx(of_the_average, rel=1e-6)
 
 
 def test_a_run_that_broke_off_stops_where_an_unbroken_one_does(trainer, tmp_path: Path):

@@ -26,6 +26,7 @@ from customdiff_core.interop.content import Base, Parts, open_content
 from customdiff_core.interop.formats import identify, read, write
 from customdiff_core.interop.importing import import_delta, inspect
 from customdiff_core.interop.ldm_names import UNET, renamed, unet_prefixes
+from customdiff_core.lineage import Taught
 from customdiff_core.merging.text_features import concept_targets
 from customdiff_core.sampling import draw_images, load_model
 from customdiff_core.seeding import torch_generator
@@ -253,6 +254,19 @@ def test_compvis_delta_ckpt_is_read_and_written_bit_for_bit(trained: Delta, base
     again = dataclasses.replace(trained, weights=found.weights, tokens=found.tokens)
     write(tmp_path / "again.ckpt", again, base, "compvis")
     assert_equal_files(open_content(tmp_path / "again.ckpt"), open_content(tmp_path / "delta_epoch.ckpt"))
+
+
+def test_a_compvis_files_rows_come_in_the_order_in_which_the_concepts_were_taught(
+    trained: Delta, base: Base, tmp_path: Path
+):
+    """It has no names for them."""
+    rows = {token: {"text_encoder": torch.full((192,), float(n))} for n, token in enumerate(("<a>", "<b>", "<c>"))}
+    taught = tuple(Taught(name=token.strip("<>"), modifier_token=token) for token in ("<c>", "<a>", "<b>"))
+    lineage = trained.lineage.model_copy(update={"concepts": taught})
+    write(tmp_path / "delta.ckpt", dataclasses.replace(trained, tokens=rows, lineage=lineage), base, "compvis")
+    found = parts_of(tmp_path / "delta.ckpt", base).tokens
+    assert list(found) == ["<new1>", "<new2>", "<new3>"]
+    assert [float(row["text_encoder"][0]) for row in found.values()] == [2.0, 0.0, 1.0]
 
 
 def test_what_is_in_a_delta_ckpt_of_another_base_model_is_said(chain, tmp_path: Path):

@@ -2,6 +2,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -63,6 +64,14 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+def assert_own_rows(chain, made: Delta, parents: dict[str, tuple[Artifact, str]]) -> None:
+    """Each token has the row of its own parent, given with the name that it has there."""
+    assert made.tokens.keys() == parents.keys()
+    for token, (parent, name) in parents.items():
+        own = loaded(chain, parent).tokens[name]["text_encoder"]
+        assert torch.equal(made.tokens[token]["text_encoder"], own)
+
+
 def test_every_constraint_is_met_in_float64_and_after_the_cast(chain, merged: Artifact):
     report = tables.read(chain.store, merged, "merge")
     assert len(report) == merged.rows == 2 * len(loaded(chain, merged).weights)
@@ -105,12 +114,15 @@ def test_the_order_of_the_concepts_changes_no_bit(chain, dog_delta, merged: Arti
     assert first.lineage == second.lineage
 
 
-def test_the_result_is_a_delta_that_loads_and_draws_both(chain, merged: Artifact):
+def test_the_result_is_a_delta_that_loads_and_draws_both(chain, dog_delta, merged: Artifact):
     delta = loaded(chain, merged)
     assert set(delta.tokens) == TOKENS
     assert delta.lineage.method == "merge"
     assert {one.name for one in delta.lineage.concepts} == {"cat", "dog"}
     assert all(name.endswith(KEYS_AND_VALUES) for name in delta.weights)
+    assert_own_rows(
+        chain, delta, {"<teal-cat>": (chain.delta, "<teal-cat>"), "<purple-dog>": (dog_delta, "<purple-dog>")}
+    )
     components, vae = load_model(chain.profile, merged, chain.store, Runtime(device="cpu"))
     drawn = draw_images(components, vae, ["a <teal-cat> cat and a <purple-dog> dog"], (0,), SampleConfig(steps=2))
     assert drawn[0].size == (64, 64)
@@ -158,6 +170,45 @@ def test_strength_moves_a_concepts_target_and_no_others(chain, dog_delta, base, 
             assert relative(target.features @ weight.double().T, wanted) < 1e-5
 
 
+def test_a_ridge_holds_the_weights_where_the_captions_say_little(chain, dog_delta, base, factors):
+    """Ridge s² ||W - W0||² beside the captions' objective, s² the mean square of their singular values: the paper's formula."""
+    parts = [loaded(chain, part) for part in (chain.delta, dog_delta)]
+    targets = [t for one in parts for t in concept_targets(chain.profile.model, one, 1.0, ("{}",))]
+    plain, held = (
+        merge_targets(targets, base, factors, CONFIG.model_copy(update={"ridge": ridge}))[0] for ridge in (0.0, 0.5)
+    )
+    c, gram = torch.cat([one.features for one in targets]), factors.r.T @ factors.r
+    gram = gram + 0.5 * torch.linalg.svdvals(factors.r).square().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    d = torch.linalg.solve(gram, c.T).T
+    for name, weight in held.weights.items():
+        w0 = base[name].double()
+        v = torch.cat([one.features @ one.delta.weights[name].double().T for one in targets])
+        wanted = torch.linalg.solve(d @ c.T, v - c @ w0.T).T @ d
+        assert relative(weight.double() - w0, wanted) < 1e-3
+        assert (weight - base[name]).norm() < 0.9 * (plain.weights[name] - base[name]).norm()
+
+
+def test_words_that_are_said_twice_constrain_once(chain, dog_delta, base, factors):
+    parts = [loaded(chain, part) for part in (chain.delta, dog_delta)]
+    made: dict[int, Delta] = {}
+    for times in (1, 2):
+        prompts = ("{}",) * times
+        targets = [t for one in parts for t in concept_targets(chain.profile.model, one, 1.0, prompts)]
+        made[times], _, rows = merge_targets(targets, base, factors, CONFIG)
+        states = pd.DataFrame(rows).groupby(["concept", "token"])["state"].apply(sorted)
+        assert len(states) == 2 * 3
+        assert all(found == ["constraint", "dependent"][:times] for found in states)
+    for name, weight in made[1].weights.items():
+        torch.testing.assert_close(made[2].weights[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_merge_says_whether_the_base_model_of_a_part_is_only_stated(chain, dog_delta, merged: Artifact):
+    dog = loaded(chain, dog_delta)
+    stated = _stored(chain, dataclasses.replace(dog, lineage=dog.lineage.model_copy(update={"base_stated": True})))
+    assert not loaded(chain, merged).lineage.base_stated
+    assert loaded(chain, run(chain, (chain.delta, stated))).lineage.base_stated
+
+
 def test_a_merge_is_merged_again(chain, dog_delta, merged: Artifact):
     """cat+dog with a third: what the merged model says of both is kept, but for what the third, a dog too, shares with it."""
     other = _renamed(chain, dog_delta, "<third>", scale=1.3)
@@ -193,22 +244,22 @@ def test_two_concepts_with_one_token_are_renamed_and_it_is_said(chain, dog_delta
         "modifier token: found <teal-cat> in two of the merged concepts, need one each; that of teal-cat is"
         in caplog.text
     )
-    rows = {tuple(row["text_encoder"].tolist()) for row in delta.tokens.values()}
-    wanted = (loaded(chain, chain.delta).tokens["<teal-cat>"], loaded(chain, dog_delta).tokens["<purple-dog>"])
-    assert rows == {tuple(row["text_encoder"].tolist()) for row in wanted}
+    assert_own_rows(
+        chain, delta, {"<teal-cat>": (chain.delta, "<teal-cat>"), "<teal-cat-2>": (dog_delta, "<purple-dog>")}
+    )
 
 
 def test_what_was_trained_here_keeps_its_token_and_a_new_one_is_nobody_elses():
-    def target(name: str, token: str, initializer: str = "") -> Targets:
+    def target(name: str, token: str, row: int, initializer: str = "") -> Targets:
         taught = Taught(name=name, modifier_token=token, initializer_token=initializer)
-        return Targets(
-            taught, Delta({}, {token: {"text_encoder": torch.zeros(1)}}, Lineage()), 1.0, torch.zeros(1, 1), ()
-        )
+        own = Delta({}, {token: {"text_encoder": torch.tensor([row])}}, Lineage())
+        return Targets(taught, own, 1.0, torch.zeros(1, 1), ())
 
-    clash = [target("a", "<x>"), target("b", "<x-2>"), target("cat", "<x>", "ktn"), target("c", "<x>")]
+    clash = [target("a", "<x>", 0), target("b", "<x-2>", 1), target("cat", "<x>", 2, "ktn"), target("c", "<x>", 3)]
     tokens, concepts = union_of_tokens(clash)
     assert [one.modifier_token for one in concepts] == ["<x-3>", "<x-2>", "<x>", "<x-4>"]
     assert list(tokens) == ["<x-3>", "<x-2>", "<x>", "<x-4>"]
+    assert [rows["text_encoder"].item() for rows in tokens.values()] == [0, 1, 2, 3]
 
 
 def test_near_copies_leave_the_constraints_and_it_is_said(chain, dog_delta):
@@ -344,6 +395,13 @@ def test_the_captions_are_encoded_and_factorized_once_for_a_base_model(chain, mo
 def test_captions_are_different_and_spread_over_the_index(chain, tmp_path: Path):
     found = read_captions(chain.store.path(chain.index), 300)
     assert len(found) == len(set(found)) == 300
+    parts = sorted((chain.store.path(chain.index) / "metadata").glob("*.parquet"))
+    first_of: dict[str, int] = {}
+    for place, caption in enumerate(pd.concat(map(pd.read_parquet, parts))["caption"]):
+        first_of.setdefault(caption, place)
+    places = [first_of[caption] for caption in found]
+    assert places == sorted(places)
+    assert np.histogram(places, bins=4, range=(0, 1200))[0].min() > 40  # of 75 each, less those that came before
     (tmp_path / "metadata").mkdir()
     empty = pd.DataFrame(
         {"TEXT": ["", "  ", None], "url": ["https://a.example/1.jpg"] * 3}

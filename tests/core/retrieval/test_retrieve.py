@@ -187,6 +187,26 @@ def test_a_broken_picture_in_a_folder_is_dropped_by_name_and_another_taken(folde
     assert "1.jpg: found No such file" in attempts[1]
 
 
+def test_what_an_index_of_images_finds_is_ranked_by_its_captions(openmoji, cat, store, tmp_path: Path):
+    """Its vectors, here of nothing at all, only find: a threshold means the same for every source."""
+    words = ["a rocket", "photo of a dog", "photo of a cat", "a cat", "a red car", "a cat face"]
+    vectors = np.random.default_rng(0).standard_normal((len(words), 192)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    paths = [f"{number}.png" for number in range(len(words))]
+    for path in paths:
+        Image.effect_noise((64, 64), 80).save(tmp_path / path)
+    write_index(tmp_path, vectors, pd.DataFrame({"caption": words, "image_path": paths}), kind="image")
+    profile, config = profiles.get("openmoji", index=tmp_path), RetrieveConfig(count=3, candidates=len(words))
+    made = retrieve(cat, None, profile, config, store=store)
+    encoder = Encoder(openmoji.retrieval_encoder, "cpu")
+    cosines = encoder.texts(words) @ encoder.texts([cat.class_prompt])[0]
+    order = np.argsort(-cosines)
+    table = tables.read(store, made, "candidates")
+    assert table["caption"].tolist() == [words[place] for place in order]
+    assert table["similarity"].tolist() == pytest.approx(cosines[order].tolist(), abs=2e-4)
+    assert tables.read(store, made, "regularization")["caption"].tolist() == table["caption"].tolist()[:3]
+
+
 def test_a_path_that_leaves_the_folder_is_dropped(folder: Path, cat, store, tmp_path: Path):
     table = pd.read_parquet(folder / "metadata" / "metadata_0000.parquet")
     table.loc[0, "image_path"] = "../../../../../../../../etc/hosts"
@@ -216,7 +236,7 @@ def web_index(openmoji, tmp_path: Path):
         yield build, base, web
 
 
-QUICK = FetchConfig(deadline_s=30, silence_s=2, retries=0)
+QUICK = FetchConfig(deadline_s=60, silence_s=20, retries=0)  # of links that answer at once or never
 
 
 @pytest.mark.usefixtures("open_loopback")
@@ -301,6 +321,40 @@ def test_what_was_fetched_under_laxer_rules_is_fetched_again(web_index, cat, sto
     ]
     assert paths[0] & paths[1]
     assert all(web.asked[path] > before[path] for path in paths[0] & paths[1])
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_a_link_that_was_busy_before_takes_its_rank_once_it_answers(web_index, cat, store, tmp_path: Path):
+    """The same links that answer give the same images, whatever the store had: there are enough, and better ones untried."""
+    from customdiff_core.artifacts import Store
+
+    build, base, _ = web_index
+    profile = profiles.get("openmoji", index=build(base, ("ok", "busy", "ok")))
+    before = retrieve(cat, None, profile, RetrieveConfig(count=20, candidates=70, fetch=QUICK), store=store)
+    assert not tables.read(store, before, "regularization")["url"].str.contains("/busy/").any()
+    config = RetrieveConfig(count=20, candidates=71, fetch=QUICK)
+    again = retrieve(cat, None, profile, config, store=store)
+    alone = retrieve(cat, None, profile, config, store=Store(tmp_path / "alone"))
+    one, other = (
+        tables.read(store, again, "regularization"),
+        tables.read(Store(tmp_path / "alone"), alone, "regularization"),
+    )
+    assert one["url"].str.contains("/busy/").any()
+    assert one["url"].tolist() == other["url"].tolist()
+    assert one["source_sha256"].tolist() == other["source_sha256"].tolist()
+
+
+@pytest.mark.usefixtures("open_loopback")
+def test_pictures_that_were_kept_at_another_size_are_fetched_again(web_index, cat, store):
+    build, base, web = web_index
+    profile = profiles.get("openmoji", index=build(base))
+    larger = profile.model_copy(update={"augment": profile.augment.model_copy(update={"resolution": 128})})
+    config = RetrieveConfig(count=20, candidates=30, fetch=QUICK)
+    small, large = (retrieve(cat, None, one, config, store=store) for one in (profile, larger))
+    tables_of = [tables.read(store, one, "regularization") for one in (small, large)]
+    assert [set(table["height"]) for table in tables_of] == [{64}, {128}]
+    assert tables_of[0]["url"].tolist() == tables_of[1]["url"].tolist()
+    assert {web.asked[url.removeprefix(base)] for url in tables_of[1]["url"]} == {2}
 
 
 @pytest.mark.usefixtures("open_loopback")
