@@ -47,7 +47,7 @@ def first(stack: Stack) -> dict[str, Any]:
     for command in ("down", "up"):
         done = stack.local(command)
         assert done.returncode == 0, done.stdout + done.stderr
-    stack.pause_schedules()  # deployed anew, they are active
+    stack.pause_schedules()
     return stack.run("benchmark/quick", **SMALL)
 
 

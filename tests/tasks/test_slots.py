@@ -58,7 +58,8 @@ def run(monkeypatch: pytest.MonkeyPatch, task: str, **stated: Any) -> list[bool]
         yield
         held[0] = False
 
-    for what, instead in (("gpu_slot", slot), ("progress", lambda *_: nullcontext()), ("store", MagicMock())):
+    nothing = {"progress": lambda *_: nullcontext(), "store": MagicMock(), "named": lambda *_: "concept"}
+    for what, instead in {"gpu_slot": slot, **nothing}.items():
         monkeypatch.setattr(here, what, instead, raising=False)
     monkeypatch.setattr(importlib.import_module(where), function, lambda *_, **__: found.append(held[0]))
     asked = getattr(here, name).fn

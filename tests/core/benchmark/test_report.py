@@ -9,7 +9,7 @@ from matplotlib.patches import Ellipse
 
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
-from customdiff_core.benchmark import charts
+from customdiff_core.benchmark import charts, rows
 from customdiff_core.benchmark.history import PAPERS
 from customdiff_core.benchmark.report import details, markdown, render, report
 from customdiff_core.profiles import Profile
@@ -102,8 +102,12 @@ def test_the_stage_writes_it_once(told: tuple[Store, Artifact], page: str, openm
 
 def test_the_readmes_table_has_every_row_with_interval_and_paper(told: tuple[Store, Artifact]) -> None:
     lines = markdown(told[1], told[0]).splitlines()
-    assert lines[0].startswith("| | Text alignment | paper | Image alignment | paper | KID × 10³ | paper |")
-    assert {line.count("|") for line in lines[: len(ROWS) + 2]} == {9}
+    metrics = "Text alignment | paper | Image alignment | paper | KID × 10³ | paper | concepts × trainings"
+    for what, together in (("One concept", False), ("Several in one picture", True)):
+        place = lines.index(f"| {what} | {metrics} |")
+        table = lines[place : lines.index("", place)]
+        assert len(table) == 2 + sum(one.together == together for one in rows.ROWS.values())
+        assert {line.count("|") for line in table} == {9}
     joint = next(line for line in lines if line.startswith("| Custom Diffusion, joint"))
     assert re.match(
         r"\| Custom Diffusion, joint \| −3\.\d+ \(.+ to .+\) \| 0\.801 \| .+ \| 0\.706 \|  \|  \| 2 × 1 \|", joint
