@@ -26,7 +26,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from customdiff_core.config import Frozen
-from customdiff_core.errors import DamagedError, DiskFullError, StoreError
+from customdiff_core.errors import DamagedError, DiskFullError, MissingError, StoreError
 from customdiff_core.recipes import Recipe, digest_of
 from customdiff_core.settings import Settings
 
@@ -98,6 +98,10 @@ class Store:
             write_atomic(path / INPUTS, json.dumps(sorted(inputs.values())).encode())
             write_atomic(path / PRODUCER, self.producer.encode())
         return path
+
+    def drop_scratch(self, kind: str, key: str) -> None:
+        """Remove the folder of `scratch`, if it is there."""
+        shutil.rmtree(self.root / "checkpoints" / kind / key, ignore_errors=True)
 
     def unfinished(self, digests: Collection[str]) -> list[Path]:
         """Return the scratch folders of stages that work, or worked, on artifacts with one of these digests."""
@@ -199,7 +203,7 @@ class Store:
         """Return the newest whole artifact of a kind whose inputs, settings and labels agree, such as concept="cat".
 
         Raises:
-            StoreError: if there is none.
+            MissingError: if there is none.
         """
         fitting = [
             one
@@ -212,7 +216,7 @@ class Store:
         if found:
             return found
         wanted = ", ".join(f"{name} {value}" for name, value in {**labels, **inputs, **config}.items()) or "any label"
-        raise StoreError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
+        raise MissingError(f"{kind}: found none for {wanted} in {self.root}, need one; run that stage first")
 
     def first_whole(self, found: Iterable[Manifest]) -> Artifact | None:
         """Return the first artifact that is there undamaged; None if none is."""

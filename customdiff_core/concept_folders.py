@@ -54,7 +54,7 @@ def begin(
         "class_prompt": f"photo of {with_article(category)}",
         "prompts": BESIDE,
     }
-    write(folder, spec, [(one.name, concepts.read_picture(one, one.parent)) for one in pictures], _lines(told))
+    write(folder, spec, [(one.name, _content_of(one)) for one in pictures], _lines(told))
     try:
         return concepts.load(name, data=data)
     except Exception:
@@ -90,6 +90,12 @@ def write(folder: Path, spec: Mapping[str, str], pictures: Sequence[tuple[str, b
                 f"concept {spec['name']}: found {target} with other content, need it as published or none; rename or remove it"
             )
     return target
+
+
+def _content_of(picture: Path) -> bytes:
+    """Also of one that is a link: somebody named this file, and no folder of strangers."""
+    place = picture.resolve()
+    return concepts.read_picture(place, place.parent)
 
 
 def _content(folder: Path) -> dict[str, bytes]:

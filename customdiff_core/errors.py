@@ -6,6 +6,7 @@
     │   └── ModifierTokenError   a V* that is taken, split or shared
     ├── ImageError           a picture that cannot be trusted or decoded
     ├── StoreError           the artifact store cannot be read or written
+    │   ├── MissingError         it has none of what is asked for
     │   ├── DamagedError         an artifact that is not whole
     │   └── DiskFullError
     ├── DeviceMemoryError    a GPU without room for what is computed
@@ -49,6 +50,10 @@ class ImageError(CustomDiffusionError):
 
 class StoreError(CustomDiffusionError):
     """The artifact store cannot be read or written."""
+
+
+class MissingError(StoreError):
+    """The artifact store has none of what is asked for."""
 
 
 class DamagedError(StoreError):

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from customdiff_core.config import Runtime
-from customdiff_core.devices import resolve_device
+from customdiff_core.devices import needing_memory, resolve_device
 from customdiff_core.finetuning.components import load_vae
 from customdiff_core.profiles import ModelSource
 from customdiff_core.progress import Progress
@@ -43,6 +43,10 @@ def batch_of(width: int, height: int) -> int:
     return max(1, min(BATCH, PIXELS // (width * height)))
 
 
+@needing_memory(
+    "encoding pictures",
+    "lower augment.resolution (customdiff train: --set augment.resolution=384), or take another device",
+)
 def encode_latents(
     images: Sequence[Image.Image], source: ModelSource, runtime: Runtime, progress: Progress
 ) -> tuple[Array, Array]:

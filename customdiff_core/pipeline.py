@@ -19,7 +19,7 @@ from customdiff_core.config import (
     Runtime,
     Stated,
 )
-from customdiff_core.errors import StoreError
+from customdiff_core.errors import MissingError
 from customdiff_core.finetuning import methods
 from customdiff_core.finetuning.finetune import finetune
 from customdiff_core.interop.importing import import_delta
@@ -116,7 +116,7 @@ class Pipeline:
     def _standing(self, name: str) -> Artifact | None:
         try:
             return standing(name, self.profile, self.store)
-        except StoreError:
+        except MissingError:
             logger.warning("%s: not trained yet; training it now", name)
             return None
 

@@ -9,7 +9,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -108,17 +108,24 @@ def fingerprint(module: str) -> str:
     """
     reached = sorted(_reach(module).items())
     sources = {name: _sha256(path) for name, path in reached}
-    changed = [name for name, path in reached if sources[name] != BEGAN.get(path)]
-    if changed:
-        raise StoreError(
-            f"code: found {', '.join(changed)} changed since this process began, need what was loaded then; run again: what is "
-            "made already is kept"
-        )
+    if changed := [name for name, path in reached if sources[name] != BEGAN.get(path, "")]:
+        raise _changed(changed)
     return digest_of(sources)
 
 
+def _changed(modules: Sequence[str]) -> StoreError:
+    return StoreError(
+        f"code: found {', '.join(modules)} changed since this process began, need what was loaded then; start the process (a run, "
+        "a notebook's kernel) anew: what is made already is kept"
+    )
+
+
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Empty for what is not there: an editor's dangling link, a file that was removed meanwhile."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def _core() -> dict[Path, str]:
@@ -138,6 +145,8 @@ def _reach(module: str) -> dict[str, Path]:
         path = _source(name)
         if path is None or name in found or name in DECLARATIVE:
             continue
+        if _sha256(path) != BEGAN.get(path, ""):  # perhaps half-saved: not to be parsed
+            raise _changed([name])
         found[name] = path
         todo += _imports(path)
     return found

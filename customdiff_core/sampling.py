@@ -5,9 +5,7 @@ The first noise of an image depends on its seed and prompt number alone, so that
 
 import hashlib
 import io
-import shutil
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,11 +174,12 @@ def generate(
     """
 
     recipe = stages.generate(prompts, seeds, delta, profile, config)
-    scratch = partial(store.scratch, recipe.kind, recipe.key, recipe.inputs)
 
+    @needing_memory("drawing", LESS_MEMORY)
     def produce(folder: Path) -> int:
         components, vae = load_model(profile, delta, store, runtime, config.precision)
-        drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch())
+        scratch = store.scratch(recipe.kind, recipe.key, recipe.inputs)
+        drawn = draw_images(components, vae, prompts, seeds, config, progress, scratch)
         jobs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
         origin = {"model": components.digest, "delta": delta.sha256 if delta else None, **config.model_dump()}
         rows = [
@@ -198,7 +197,7 @@ def generate(
         return tables.write(folder / "samples.parquet", rows)
 
     made = store.make(recipe, produce)
-    shutil.rmtree(scratch(), ignore_errors=True)  # not before: a full disk would cost all that was drawn
+    store.drop_scratch(recipe.kind, recipe.key)  # not before: a full disk would cost all that was drawn
     return made
 
 

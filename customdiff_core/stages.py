@@ -23,7 +23,7 @@ from customdiff_core.config import (
     RetrieveConfig,
     SampleConfig,
 )
-from customdiff_core.errors import ConfigError, EvaluationError, RetrievalError, StoreError, did_you_mean
+from customdiff_core.errors import ConfigError, EvaluationError, MissingError, RetrievalError, did_you_mean
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import (
     CLIP_LIBRARIES,
@@ -45,6 +45,7 @@ from customdiff_core.world.drawings import load_drawings
 REPORT_TEMPLATE = PACKAGE / "evaluation" / "report.html.jinja"
 BENCHMARK_TEMPLATE = PACKAGE / "benchmark" / "report.html.jinja"
 TOGETHER_TEMPLATE = PACKAGE / "evaluation" / "report_together.html.jinja"
+MEASURING = ("benchmark-", "search-")  # how the names of runs begin whose trainings are nobody's own
 # In which trainings with a profile's settings may differ.
 FREE = ("steps", "seed", "preview_prompts", "preview_every", "precision", "optimizer", "compiled")
 
@@ -178,13 +179,13 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
     the profile's settings come before others.
 
     Raises:
-        StoreError: if there is none.
+        MissingError: if there is none.
     """
     model = model_digest(profile.model)
 
     def fits(one: Manifest) -> bool:
         recipe, wanted = one.recipe, {"concept": name, "method": "custom-diffusion", "way": "single"}
-        if not wanted.items() <= recipe.labels.items():
+        if one.producer.startswith(MEASURING) or not wanted.items() <= recipe.labels.items():
             return False
         return recipe.inputs["model"] == model and recipe.config["prior_weight"] > 0
 
@@ -198,7 +199,7 @@ def standing(name: str, profile: Profile, store: Store) -> Artifact:
     found = store.first_whole(sorted(fitting, key=rank, reverse=True))
     if found:
         return found
-    raise StoreError(
+    raise MissingError(
         f"delta: found none of {name} by custom-diffusion on this base model in {store.root}, need one; run customize/cat with "
         f"concept={name}, or `customdiff train {name}`, with profile {profile.name}, or give another delta's key"
     )

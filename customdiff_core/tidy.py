@@ -10,6 +10,7 @@ Whatever is being made, by whatever process, holds its key's lock, and stays.
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,8 +19,8 @@ from filelock import FileLock, Timeout
 
 from customdiff_core.artifacts import MANIFEST, Artifact, Store
 from customdiff_core.benchmark.keep import newest_cells, unneeded
+from customdiff_core.stages import MEASURING
 
-RUNS = ("benchmark-", "search-")  # how the names of runs begin whose trainings are nobody's own
 KEPT = ("embeddings",)  # in checkpoints: what encoders have seen, by whatever runs next
 
 
@@ -60,7 +61,7 @@ def tidy(found: list[Removable], store: Store) -> list[Removable]:
 def _remove(one: Removable, store: Store) -> bool:
     if one.artifact:
         lock = store.lock(one.artifact.kind, one.artifact.key)
-        if _is_held(Path(lock.lock_file)):
+        if _is_held(Path(lock.lock_file)) or _is_busy(store, "cell"):
             return False
         store.remove(one.artifact)
     elif one.path.parent.parent.name == "checkpoints" and _is_busy(store, one.path.parent.name):
@@ -91,15 +92,18 @@ def _temporary(store: Store) -> Iterator[Removable]:
 
 def _damaged(store: Store, before: datetime) -> Iterator[Removable]:
     for path in sorted(store.root.glob("damaged/*-*-*")):
-        aside = datetime.fromtimestamp(
-            int(path.name.rpartition("-")[2]) / 1e9, UTC
-        )  # its name ends with the nanosecond
+        said = path.name.rpartition("-")[2]  # when, in nanoseconds
+        aside = datetime.fromtimestamp(int(said) / 1e9, UTC) if said.isdecimal() else _touched(path)
         if aside < before:
             yield Removable(path, f"damaged, set aside {aside:%Y-%m-%d}", _size(path))
 
 
 def _nights(store: Store, before: datetime) -> Iterator[Removable]:
-    for one in unneeded(store, RUNS, before, newest_cells(store)):
+    """None while a cell is being measured: nothing says yet which trainings and pictures it uses."""
+    if _is_busy(store, "cell"):
+        return
+    recent = {one.artifact.key for one in store.manifests("cell") if one.created >= before}
+    for one in unneeded(store, MEASURING, before, newest_cells(store) | recent):
         made = store.manifest(one)
         why = f"of {made.producer.partition(' ')[0]}, made {made.created:%Y-%m-%d}; its figures stay"
         yield Removable(store.path(one), why, _size(store.path(one)), one)
@@ -129,4 +133,8 @@ def _touched(folder: Path) -> datetime:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # its maker is removing it
+            size += path.stat().st_size if path.is_file() else 0
+    return size

@@ -96,11 +96,13 @@ def deploy(client: SyncPrefectClient, log: Path, say: Callable[[str], None]) -> 
 def drop_missed(client: SyncPrefectClient, say: Callable[[str], None]) -> None:
     """Delete the runs that were missed while nothing was up, or the machine slept: they would come before what one asks for.
 
-    One that waits its turn behind a run which began before it is none of them.
+    One that waits its turn behind a run which began, or was asked for, before it is none of them.
     """
     latest: Any = datetime.now(UTC) - MISSED  # Prefect annotates a type of its own, and takes any
     overdue = FlowRunFilterNextScheduledStartTime(before_=latest)
-    since = min((run.start_time for run in in_progress(client) if run.start_time), default=None)
+    # A run that somebody asked for is in the way since then; one of a schedule that was late, since it began.
+    working = [run.start_time if run.auto_scheduled else run.expected_start_time for run in in_progress(client)]
+    since = min((one for one in working if one), default=None)
     missed = [
         run
         for run in client.read_flow_runs(
@@ -148,7 +150,11 @@ def _switch_back(client: SyncPrefectClient, before: Mapping[str, DeploymentRespo
     """
     for name, deployment in registered(client).items():
         if name in before:
-            _switch(client, deployment, active=_active(before[name]))
+            was = {str(one.schedule): one.active for one in before[name].schedules}
+            for one in deployment.schedules:
+                active = was.get(str(one.schedule), _active(before[name]))  # of a changed one, whether any was
+                if one.active != active:
+                    client.update_deployment_schedule(deployment.id, one.id, active=active)
             if before[name].paused:
                 client.pause_deployment(deployment.id)
 

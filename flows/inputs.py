@@ -8,12 +8,12 @@ from customdiff_core import concepts, tables
 from customdiff_core.artifacts import Artifact
 from customdiff_core.concepts import Concept
 from customdiff_core.config import Stated
-from customdiff_core.errors import StoreError
+from customdiff_core.errors import ConfigError, MissingError, did_you_mean
 from customdiff_core.lineage import lineage_of
 from customdiff_core.merging.account import tokens_now
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import is_key
-from customdiff_core.stages import check_names, standing
+from customdiff_core.stages import standing
 from customdiff_core.weights import model_digest
 from tasks.stores import store
 
@@ -53,8 +53,8 @@ def training_set_of(concept: Concept, key: str | None, method: str, profile: Pro
         views = {"random_resize": profile.views(method).random_resize}
         inputs = {"concept": concept.digest} | _of(profile)
         return store().newest("training_set", inputs=inputs, config=views, profile=profile.name)
-    except StoreError as error:
-        raise StoreError(
+    except MissingError as error:
+        raise MissingError(
             f"training_set: found none of {concept.noun} in {store().root}, need one; run augment/stage of this concept and "
             "method, or give a key"
         ) from error
@@ -71,8 +71,13 @@ def taken(name: str, profile: Profile) -> Artifact:
     Raises:
         ConfigError: for what is neither; StoreError: if there is none.
     """
-    check_names([name])
-    return standing(name, profile, store()) if name in concepts.names() else store().get("delta", name)
+    known = concepts.names()
+    if name not in known and not is_key(name):
+        raise ConfigError(
+            f"delta: found {name!r}, need a concept ({', '.join(known)}) or a delta's key{did_you_mean(name, known)}; files are "
+            "taken in by compose"
+        )
+    return standing(name, profile, store()) if name in known else store().get("delta", name)
 
 
 def taken_in(names: Sequence[str], profile: Profile, stated: Stated) -> dict[str, Artifact]:

@@ -12,7 +12,7 @@ from customdiff_core.artifacts import Artifact, Manifest, Store
 from customdiff_core.benchmark import rows
 from customdiff_core.benchmark.outcomes import Outcome
 from customdiff_core.benchmark.protocol import Protocol
-from customdiff_core.errors import StoreError
+from customdiff_core.errors import MissingError
 from customdiff_core.profiles import Profile
 from customdiff_core.recipes import Recipe, digest_of
 
@@ -53,14 +53,14 @@ def newest(protocol: str, profile: str, store: Store) -> Artifact:
     """Return the benchmark of a protocol's last night; of a night that was run again, the last.
 
     Raises:
-        StoreError: if there is none.
+        MissingError: if there is none.
     """
     found = sorted(
         _labelled(protocol, "", profile, store), key=lambda one: (one.recipe.labels["night"], one.created), reverse=True
     )
     if last := store.first_whole(found):
         return last
-    raise StoreError(
+    raise MissingError(
         f"benchmark: found no night of protocol {protocol} with profile {profile} in {store.root}, need one; run its deployment"
     )
 

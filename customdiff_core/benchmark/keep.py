@@ -89,7 +89,11 @@ def unneeded(store: Store, runs: tuple[str, ...], before: datetime, cells: Colle
     others = [one for one in made if one.artifact.key not in ours]
     evaluations = [one for kind in ("metrics", "together") for one in store.manifests(kind)]
     measured = [store.root / "cell" / cell for cell in cells] + [store.path(one.artifact) for one in evaluations]
-    needed = {digest for folder in measured for digest in _measured(folder)}
+    try:
+        needed = {digest for folder in measured for digest in _measured(folder)}
+    except pa.ArrowException as error:  # what it used cannot be known
+        logger.warning("a cell or evaluation is damaged, so that nothing is removed: %s", error)
+        return []
     needed |= {digest for one in (*others, *evaluations) for digest in one.recipe.inputs.values()}
     while reached := [one for one in ours.values() if one.artifact.sha256 in needed]:
         needed |= {digest for one in reached for digest in one.recipe.inputs.values()}
@@ -128,5 +132,5 @@ def _measured(folder: Path) -> list[str]:
     """The digests of what a cell or an evaluation measured; none where it is no longer there."""
     try:
         return pq.read_table(folder / "sources.parquet", columns=["sha256"])["sha256"].to_pylist()
-    except (pa.ArrowException, FileNotFoundError):
+    except FileNotFoundError:
         return []

@@ -8,6 +8,7 @@ import typer
 from customdiff_core.artifacts import Store
 from customdiff_core.cli.bars import console
 from customdiff_core.cli.machine import told
+from customdiff_core.errors import MissingError
 
 
 def table(
@@ -43,4 +44,11 @@ def _night(name: str, profile: str, store: Store) -> str:
 def _trials(name: str, profile: str, store: Store) -> str:
     from customdiff_core.benchmark.conclude import markdown
 
-    return markdown(store.newest("search", search=name, stated="", profile=profile), store)
+    labels = {"search": name, "profile": profile}
+    found = [one for one in store.manifests("search") if labels.items() <= one.recipe.labels.items()]
+    own = [one for one in found if not one.recipe.labels.get("stated")]
+    if newest := store.first_whole(sorted(own, key=lambda one: one.created, reverse=True)):
+        return markdown(newest, store)
+    raise MissingError(
+        f"search: found none of {name} with profile {profile} in {store.root}, need one; run its deployment"
+    )

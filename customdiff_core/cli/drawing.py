@@ -13,7 +13,7 @@ from customdiff_core.profiles import Profile
 from customdiff_core.progress import Progress
 from customdiff_core.sampling import generate
 
-NAME = re.compile(r"(\d{3,})-\d+\.png")
+NAME = re.compile(r"(\d{3,})--?\d+\.png")
 
 
 def texts_for(delta: Artifact, prompts: Sequence[str], store: Store) -> tuple[str, ...]:

@@ -52,6 +52,7 @@ def train(
     weights: WeightsOption = None,
     index: IndexOption = None,
     device: DeviceOption = "auto",
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Less memory for more time, equal results.")] = False,
 ) -> None:
     """Teach the model concepts, each alone unless --joint or --sequential."""
     from customdiff_core.pipeline import Pipeline
@@ -67,7 +68,8 @@ def train(
         views = changed(here.profile.views(training.method), changes["augment."])
         groups = [names] if joint or sequential else [[name] for name in names]
         with bars() as tell:
-            pipeline = Pipeline(here.profile, here.store, here.runtime, tell)
+            runtime = here.runtime.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
+            pipeline = Pipeline(here.profile, here.store, runtime, tell)
             made = [
                 pipeline.train(group, training, sequential=sequential, retrieval=retrieval, views=views)
                 for group in groups

@@ -18,6 +18,8 @@ from customdiff_core.recipes import Recipe
 from customdiff_core.retrieval.encoder import Encoder, Vectors
 from customdiff_core.weights import encoder_digest, inception_digest, vision_digest
 
+LESS_MEMORY = "set model.device to cpu (customdiff: --device cpu)"
+
 
 @dataclass
 class Judge:
@@ -81,6 +83,7 @@ class Judge:
             return self.profile.kid_extractor
         return self._dino_source.name if metric.startswith("dino") else self.profile.judge.name
 
+    @needing_memory("judging texts", LESS_MEMORY)
     def texts(self, texts: Sequence[str]) -> Vectors:
         """Embed texts with CLIP: (N, D)."""
         names = [recipes.digest_of(["text", text]) for text in texts]
@@ -89,7 +92,7 @@ class Judge:
             names, recipe, lambda places: self.encoder.texts([texts[place] for place in places]), store=self.store
         )
 
-    @needing_memory("judging pictures", "set model.device to cpu (customdiff: --device cpu)")
+    @needing_memory("judging pictures", LESS_MEMORY)
     def _images(
         self, data: Sequence[bytes], recipe: Recipe, encoder: Callable[[], Encoder | Dino | Inception]
     ) -> Vectors:

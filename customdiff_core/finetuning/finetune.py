@@ -4,7 +4,6 @@ Joint training takes several concepts, each with its training set, and sees each
 from the weights of a parent delta and keeps its tokens.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ from customdiff_core.weights import model_digest
 
 LESS_MEMORY = (
     "set model.gradient_checkpointing, lower train.batch_size and raise train.gradient_accumulation by as much, or take "
-    "train.optimizer=adamw-8bit (customdiff train: --set batch_size=1, also --set augment.resolution to a lower one)"
+    "train.optimizer=adamw-8bit (customdiff train: --gradient-checkpointing, --set batch_size=1, --set augment.resolution=384)"
 )
 
 
@@ -115,7 +114,7 @@ def finetune(
     # Seconds and the last bit of a picture differ from process to process; the weights do not.
     made = store.make(recipe, produce, volatile=("history.parquet", "previews.parquet"))
     if not runtime.keep_checkpoints:
-        shutil.rmtree(store.scratch(recipe.kind, recipe.base_key), ignore_errors=True)
+        store.drop_scratch(recipe.kind, recipe.base_key)
     return made
 
 

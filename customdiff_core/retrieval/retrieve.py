@@ -144,7 +144,7 @@ def _retrieve(
     urls = tables.read(store, made, "regularization", ["url"])["url"]
     if not forgotten(store).isdisjoint(url_digest(url) for url in urls if url):
         store.remove(made)
-        shutil.rmtree(store.scratch(recipe.kind, recipe.key), ignore_errors=True)
+        store.drop_scratch(recipe.kind, recipe.key)
         raise _removed_meanwhile(concept.class_prompt)
     return made
 

@@ -38,6 +38,13 @@ def test_five_photographs_become_a_concept_that_can_be_trained(photos: list[Path
     assert len(made.prompts) == len(set(made.prompts)) == 20
 
 
+def test_links_into_a_photo_library_are_followed(photos: list[Path], data: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(photos[0])
+    made = begin("ox", "ox", [link], data)
+    assert [(one.name, made.read(one)) for one in made.images] == [("link.png", photos[0].read_bytes())]
+
+
 def test_token_and_prompts_can_be_chosen(photos: list[Path], data: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("# two\na {} on the moon\n\na {} asleep\n")

@@ -10,6 +10,7 @@ TREE = {
     "ModifierTokenError": "ConceptError",
     "ImageError": "CustomDiffusionError",
     "StoreError": "CustomDiffusionError",
+    "MissingError": "StoreError",
     "DamagedError": "StoreError",
     "DiskFullError": "StoreError",
     "DeviceMemoryError": "CustomDiffusionError",

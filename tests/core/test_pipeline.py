@@ -7,7 +7,7 @@ import pytest
 from customdiff_core import pipeline as module
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import MergeConfig, Stated
-from customdiff_core.errors import ConfigError, ModifierTokenError, StoreError
+from customdiff_core.errors import ConfigError, MissingError, ModifierTokenError, StoreError
 from customdiff_core.pipeline import Pipeline
 
 
@@ -119,7 +119,7 @@ def test_a_name_is_the_training_it_stands_for_unless_settings_are_given(
 
     def standing(name: str, *rest: Any) -> Artifact:
         if name not in there:
-            raise StoreError("none")
+            raise MissingError("none")
         return there[name]
 
     monkeypatch.setattr(module, "standing", standing)

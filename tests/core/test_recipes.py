@@ -120,12 +120,25 @@ def test_code_that_changed_under_a_running_process_names_no_result(package: Path
     text = path.read_text()
     path.write_text(text + "\nCHANGED = True\n")
     with pytest.raises(
-        StoreError, match=r"found customdiff_core\.latents changed since this process began, need .* run again"
+        StoreError,
+        match=r"found customdiff_core\.latents changed since this process began, need .* anew: what is made already",
     ):
         fingerprint("customdiff_core.augmentation")
     fingerprint("customdiff_core.evaluation.kid")  # which does not reach it
     path.write_text(text)
     fingerprint("customdiff_core.augmentation")
+    path.unlink()
+    with pytest.raises(StoreError, match=r"found customdiff_core\.latents changed since"):
+        fingerprint("customdiff_core.augmentation")
+    recipes._reach.cache_clear()
+    (package / "images.py").write_text("half a line (")  # being saved: not read for what it imports
+    with pytest.raises(StoreError, match=r"found customdiff_core\.images changed since"):
+        fingerprint("customdiff_core.images")
+
+
+def test_a_dangling_link_among_the_sources_is_no_source(package: Path):
+    (package / ".#latents.py").symlink_to(package / "nowhere")
+    assert recipes._core()[package / ".#latents.py"] == ""
 
 
 def test_a_fingerprint_is_of_the_text_and_not_of_the_place(package: Path):

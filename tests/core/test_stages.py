@@ -501,6 +501,9 @@ def test_a_concepts_name_stands_for_its_longest_custom_diffusion_on_this_base_mo
     assert trained(2, steps=32) == stages.standing("cat", openmoji, store)
     longest = trained(1)
     trained(9, purpose="benchmark", seed=8)
+    recipe = stages.finetune((cat,), (TRAINING,), openmoji, openmoji.finetune.model_copy(update={"seed": 9}))
+    night = Store(store.root, "benchmark-openmoji-nightly (1)")  # of a version that did not mark what it trained
+    night.make(recipe, lambda folder: (folder / "delta").write_text("10") or 1)
     trained(3, prior_weight=0.0)  # an ablation
     trained(4, method="textual-inversion", steps=700)
     assert stages.standing("cat", openmoji, store) == longest

@@ -116,6 +116,24 @@ def test_what_a_night_trained_goes_and_what_somebody_trained_stays(store: Store)
     assert forgotten.is_file()
 
 
+def test_what_a_running_benchmark_trained_stays(store: Store) -> None:
+    made = night(store, 1)
+    planned = plan(store, MONTH)
+    assert [one.artifact for one in planned] == [made]
+    with store.lock("cell", "of tonight"):
+        assert found(store) == {}
+        assert tidy(planned, store) == []
+    assert store.path(made).is_dir()
+
+
+def test_a_damaged_folder_that_somebody_renamed_goes_by_its_age(store: Store) -> None:
+    path = store.root / "damaged" / "delta-abc-old"
+    path.mkdir(parents=True)
+    assert found(store) == {}
+    os.utime(path, (LONG_AGO.timestamp(), LONG_AGO.timestamp()))
+    assert list(found(store)) == [path]
+
+
 def test_the_command_says_what_would_go_and_removes_it_with_yes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUSTOMDIFF_STORE", str(store.root))
     path = scratch(store, "broken")

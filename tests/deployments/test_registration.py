@@ -37,7 +37,7 @@ class Server:
                 flow_id=self.names.index(name.split("/")[0]),
                 work_pool_name="local-process",
                 paused=name in self.paused,
-                schedules=[] if active is None else [SimpleNamespace(id="schedule", active=active)],
+                schedules=[] if active is None else [SimpleNamespace(id="schedule", schedule="03:00", active=active)],
             )
             for name, active in self.there.items()
         ]
@@ -114,6 +114,27 @@ def test_a_deployment_that_somebody_paused_stays_paused(tmp_path: Path, monkeypa
     deployed(server, tmp_path, monkeypatch)
     assert server.paused == {"benchmark/nightly"}
     assert server.there["benchmark/nightly"]
+
+
+def test_of_several_schedules_each_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switched: list[tuple[str, bool]] = []
+    nightly, noon = ({"id": name, "schedule": name} for name in ("03:00", "12:00"))
+
+    class Two(Server):
+        def read_deployments(self) -> list[SimpleNamespace]:
+            found = super().read_deployments()
+            active = not self.paused  # `prefect deploy` switches all on
+            for one in found:
+                if one.name == "nightly":
+                    one.schedules = [SimpleNamespace(**noon, active=active), SimpleNamespace(**nightly, active=True)]
+            return found
+
+        def update_deployment_schedule(self, deployment: str, schedule: str, active: bool) -> None:
+            switched.append((schedule, active))
+
+    server = Two({"benchmark/nightly": True}, "customize/cat")
+    deployed(server, tmp_path, monkeypatch)
+    assert switched == [("12:00", False)]
 
 
 def test_a_schedule_that_somebody_deleted_comes_back_paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,11 +245,13 @@ def test_what_a_schedule_planned_while_nothing_was_up_is_not_made_up_for() -> No
 def test_a_night_that_waits_its_turn_behind_a_long_run_is_not_missed() -> None:
     """And one that a sleeping machine missed is, though the one before it computes by now."""
     began = (datetime.now(UTC) - timedelta(hours=hours) for hours in (3, 1))
-    before, after = (SimpleNamespace(start_time=moment) for moment in began)
-    waiting, missed = (Runs(overdue(), computing=(one,)) for one in (before, after))
-    for server in (waiting, missed):
+    due = datetime.now(UTC) - timedelta(hours=9)
+    before, after = (SimpleNamespace(start_time=at, expected_start_time=due, auto_scheduled=True) for at in began)
+    asked_for = SimpleNamespace(start_time=after.start_time, expected_start_time=due, auto_scheduled=False)
+    waiting, missed, behind = (Runs(overdue(), computing=(one,)) for one in (before, after, asked_for))
+    for server in (waiting, missed, behind):
         drop_missed(server, print)  # pyright: ignore[reportArgumentType]
-    assert waiting.deleted == []
+    assert waiting.deleted == behind.deleted == []
     assert missed.deleted == [missed.runs[0].id]
 
 

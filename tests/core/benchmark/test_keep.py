@@ -34,7 +34,7 @@ def trainings(store: Store) -> set[str]:
 
 def aged(store: Store, *made: Artifact, when: datetime = LONG_AGO) -> tuple[Artifact, ...]:
     """Set back when artifacts were made; all of the store by default."""
-    for one in made or [one.artifact for kind in ("delta", "samples") for one in store.manifests(kind)]:
+    for one in made or [one.artifact for kind in ("delta", "samples", "cell") for one in store.manifests(kind)]:
         manifest = store.manifest(one).model_copy(update={"created": when})
         write_atomic(store.path(one) / MANIFEST, manifest.model_dump_json().encode())
     return made

@@ -164,6 +164,22 @@ def test_the_command_line_writes_the_newest_search(
     assert done.exit_code == 0, done.output
     assert "modifier_learning_rate 0.004" in done.output
     assert "chosen on cat" in done.output
+    missing = CliRunner().invoke(app, ["table", "openmoji-textual-inversion"])
+    assert missing.exit_code == 1
+    assert "search: found none of openmoji-textual-inversion with profile openmoji" in " ".join(missing.output.split())
+
+
+def test_a_search_of_before_there_was_a_mark_is_the_named_one(
+    store: Store, openmoji: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from customdiff_core.cli import benchmarking
+
+    conclude(outcomes(store, searches.trials(SEARCH)), (), SEARCH, openmoji, store=store)
+    (made,) = store.manifests("search")
+    labels = {name: value for name, value in made.recipe.labels.items() if name != "stated"}
+    old = made.model_copy(update={"recipe": made.recipe.model_copy(update={"labels": labels})})
+    monkeypatch.setattr(Store, "manifests", lambda self, kind: iter([old]))
+    assert "chosen on cat" in benchmarking._trials(SEARCH.name, openmoji.name, store)
 
 
 def test_without_a_base_model_there_is_nothing_to_choose_by(store: Store) -> None:
