@@ -31,6 +31,7 @@ from deployments.doctor import BROWSERS
 
 CONCEPT, STAGE = "cat", "evaluate"
 WIDTH, HEIGHT = 1280, 1000
+GRAPH, TABLE = 570, 640  # pixels from the top: without the log, and without the charts
 PATIENCE = 60_000.0  # milliseconds
 SETTLED = 3_000.0  # milliseconds until the UI has drawn its graph
 
@@ -42,15 +43,15 @@ def main() -> None:
         run = _newest(client)
         shown = _artifact(client, run)
     with browser_page() as page:
-        for address, words, name in (
-            (f"runs/flow-run/{run.id}", "Completed", "ui-flow-run.png"),
-            (f"artifacts/artifact/{shown.id}", "Text alignment", "ui-evaluate.png"),
+        for address, words, name, height in (
+            (f"runs/flow-run/{run.id}", "Completed", "ui-flow-run.png", GRAPH),
+            (f"artifacts/artifact/{shown.id}", "Text alignment", "ui-evaluate.png", TABLE),
         ):
             page.goto(f"{ui_url}/{address}")
             page.get_by_text(words).first.wait_for()
             page.wait_for_timeout(SETTLED)
             path = REPOSITORY / "docs" / name
-            page.screenshot(path=path)
+            page.screenshot(path=path, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
             typer.echo(path.relative_to(REPOSITORY))
 
 
