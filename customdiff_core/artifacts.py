@@ -284,7 +284,7 @@ class Store:
         """Hash and sync the files, then write the manifest: from here on the artifact is complete."""
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = tuple(
-            File(name=name, size=path.stat().st_size, sha256=_hash(path), volatile=name in volatile)
+            File(name=name, size=path.stat().st_size, sha256=sha256_of(path), volatile=name in volatile)
             for path in paths
             for name in [path.relative_to(folder).as_posix()]
         )
@@ -394,7 +394,7 @@ def _problem(path: Path, file: File, full: bool) -> str | None:
             return f"{file.name} is missing"
         if size != file.size:
             return f"{file.name} has {size} bytes instead of {file.size}"
-        if full and _hash(path) != file.sha256:
+        if full and sha256_of(path) != file.sha256:
             return f"{file.name} has other content than was written"
     except (FileNotFoundError, NotADirectoryError):
         return f"{file.name} is missing"
@@ -408,7 +408,8 @@ def _unreadable(error: OSError, folder: Path) -> StoreError:
     )
 
 
-def _hash(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -137,10 +137,14 @@ def _active(deployment: DeploymentResponse) -> bool:
     return any(one.active for one in deployment.schedules)
 
 
-def _switch(client: SyncPrefectClient, deployment: DeploymentResponse, *, active: bool) -> None:
+def _switch(
+    client: SyncPrefectClient, deployment: DeploymentResponse, *, active: bool, was: Mapping[str, bool] = {}
+) -> None:
+    """Set each schedule to what it was, and to `active` where that is not known."""
     for one in deployment.schedules:
-        if one.active != active:
-            client.update_deployment_schedule(deployment.id, one.id, active=active)
+        wanted = was.get(str(one.schedule), active)
+        if one.active != wanted:
+            client.update_deployment_schedule(deployment.id, one.id, active=wanted)
 
 
 def _switch_back(client: SyncPrefectClient, before: Mapping[str, DeploymentResponse]) -> None:
@@ -151,10 +155,7 @@ def _switch_back(client: SyncPrefectClient, before: Mapping[str, DeploymentRespo
     for name, deployment in registered(client).items():
         if name in before:
             was = {str(one.schedule): one.active for one in before[name].schedules}
-            for one in deployment.schedules:
-                active = was.get(str(one.schedule), _active(before[name]))  # of a changed one, whether any was
-                if one.active != active:
-                    client.update_deployment_schedule(deployment.id, one.id, active=active)
+            _switch(client, deployment, active=_active(before[name]), was=was)
             if before[name].paused:
                 client.pause_deployment(deployment.id)
 

@@ -3,7 +3,6 @@
 A checkpoint is one safetensors file, written whole or not at all, whose name carries its step and its hash.
 """
 
-import hashlib
 import logging
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from uuid import uuid4
 import torch
 from safetensors.torch import load_file, save_file
 
-from customdiff_core.artifacts import place_atomic
+from customdiff_core.artifacts import place_atomic, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +46,7 @@ def newest_checkpoint(folder: Path, limit: int) -> tuple[int, dict[str, torch.Te
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256_of(path)[:16]
 
 
 def _found(folder: Path) -> list[tuple[int, Path]]:
