@@ -59,13 +59,14 @@ def recognised(drawn: Vectors, own: Vectors, others: Vectors) -> Scores:
     """1 where the nearest of all pictures is one of the concept's own, else 0.
 
     Args:
-        drawn: (N, D) unit vectors, or (N, K, D) of K parts of each picture, of which the likest counts.
+        drawn: (N, D) unit vectors, or (N, K, D) of K parts of each picture, of which one is enough: a red apple beside the
+            concept is like the red look-alike, and says nothing of the concept.
         own: (T, D) the concept's true pictures.
         others: (M, D) look-alikes.
     """
     drawn, own, others = (one.astype(np.float64) for one in (drawn, own, others))
-    nearest, other = ((drawn @ true.T).reshape(len(drawn), -1).max(axis=1) for true in (own, others))
-    return (nearest > other).astype(np.float64)
+    nearest, other = ((drawn @ true.T).max(axis=-1) for true in (own, others))
+    return (nearest > other).reshape(len(drawn), -1).any(axis=1).astype(np.float64)
 
 
 def colours(picture: Image.Image) -> Vectors:

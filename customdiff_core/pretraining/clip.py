@@ -1,6 +1,7 @@
 """CLIP: a contrastive model of pictures and captions. One conditions the generator and retrieves, another one judges."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from customdiff_core import tables
 from customdiff_core.artifacts import Artifact, Store
 from customdiff_core.config import Runtime
+from customdiff_core.errors import TrainingError
 from customdiff_core.pretraining import corpus, stages
 from customdiff_core.pretraining import tokenizer as tokenizers
 from customdiff_core.pretraining.config import ClipConfig
@@ -28,6 +30,8 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 Pictures = NDArray[np.uint8]
 PARTS = ("main", "second")  # of a drawing, each in a paint
 BENDS = 8  # points a side by which lines are bent
+IDENTITY_SCALE = 8.0  # of cosines of two pictures: low, so that they must lie far apart
+LIKENESS_ODDS = 10.0  # how much more one of the same category in other paint counts than any other
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
@@ -54,11 +58,18 @@ def clip(
 
     Returns:
         A `clip` artifact: open_clip's configuration and weights, and history.parquet (step, loss, seconds).
+
+    Raises:
+        TrainingError: if identities are wanted of scenes without twins.
     """
     recipe = stages.clip(scenes, words, config, start)
 
     def produce(folder: Path) -> int:
         seen, tokenizer = corpus.load(store, scenes, "training"), tokenizers.load(store, words)
+        if config.identity and seen.family == FAMILY:
+            raise TrainingError(
+                f"scenes {scenes.key}: found no twins, need them for an identity of {config.identity:g}; draw scenes with twins"
+            )
         shape = model_config(config, tokenizer, seen.pictures.shape[1])
         torch.manual_seed(config.seed)
         model = build(shape)
@@ -83,9 +94,12 @@ class Contrast(nn.Module):
     towers that both know nothing, contrast alone finds settings and colours and is slow to find what things are. Asked for
     colours alone, a teal and pink cat is a pink and teal one to it; with `naming_parts` they are asked where each is.
 
+    Captions tell surroundings too, so that two pictures of one thing are no nearer to each other than to its look-alikes before the
+    same wall. With `identity` pictures are held against pictures as well (`of_identity`).
+
     Args:
         model: open_clip's CLIP.
-        seen: the scenes.
+        seen: the scenes; with twins where `config.identity` is not 0.
         ids: (4, N, L) of `caption_ids`; each family of a batch is told by one of them.
         config: batch size, share of families told without colours, noise and seed.
     """
@@ -94,14 +108,17 @@ class Contrast(nn.Module):
         super().__init__()
         self.model, self.seen, self.ids, self.config = model, seen, ids, config
         self.shown = [shares(seen.categories), shares(parts(seen) if config.naming_parts else seen.colours)]
+        self.things, self.kinds = numbered(seen.identities), numbered(seen.categories)
         self.heads = nn.ModuleList(nn.Linear(config.embed_dim, one.shape[1]) for one in self.shown)
 
     def of_step(self, step: int) -> Tensor:
         """The loss of a step's own batch."""
         rng = numpy_rng("clip batch", self.config.seed, step)
-        families = rng.choice(self.ids.shape[1] // FAMILY, self.config.batch_size // FAMILY, replace=False)
-        rows = (FAMILY * np.sort(families)[:, None] + np.arange(FAMILY)).ravel()
-        short, uncoloured = rng.integers(2, size=len(families)), rng.random(len(families)) < self.config.uncoloured
+        size = self.seen.family
+        families = rng.choice(self.ids.shape[1] // size, self.config.batch_size // size, replace=False)
+        rows = (size * np.sort(families)[:, None] + np.arange(size)).ravel()
+        told = len(rows) // FAMILY
+        short, uncoloured = rng.integers(2, size=told), rng.random(told) < self.config.uncoloured
         said = np.repeat(short + 2 * uncoloured, FAMILY)
         device = self.model.logit_scale.device
         pictures = as_tensor(self.seen.pictures[rows])
@@ -110,11 +127,14 @@ class Contrast(nn.Module):
         if self.config.noise:
             pictures = _spoiled(pictures, self.config, step)
         ids = self.ids[torch.from_numpy(said), torch.from_numpy(rows)]
-        shown = [one[torch.from_numpy(rows)].to(device) for one in self.shown]
-        return self(normalized(pictures).to(device), ids.to(device), shown)
+        shown, held = (
+            [one[torch.from_numpy(rows)].to(device) for one in numbers]
+            for numbers in (self.shown, (self.things, self.kinds))
+        )
+        return self(normalized(pictures).to(device), ids.to(device), shown, held)
 
-    def forward(self, pictures: Tensor, ids: Tensor, shown: Sequence[Tensor]) -> Tensor:
-        """Cross-entropy both ways over (B, 3, h, w) pictures and (B, L) tokens, and of the heads; nats."""
+    def forward(self, pictures: Tensor, ids: Tensor, shown: Sequence[Tensor], held: Sequence[Tensor] = ()) -> Tensor:
+        """Cross-entropy both ways over (B, 3, h, w) pictures and (B, L) tokens, of the heads, and of identities; nats."""
         seen = self.model.encode_image(pictures).float()
         named = sum(
             -(target * F.log_softmax(head(seen).float(), dim=-1)).sum(1).mean()
@@ -125,7 +145,46 @@ class Contrast(nn.Module):
         logits = self.model.logit_scale.exp().clamp(max=self.config.largest_scale) * images @ texts.T
         same = (ids[:, None] == ids[None]).all(-1).float()
         target = same / same.sum(1, keepdim=True)
-        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) + self.config.naming * named
+        contrast = 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+        identity = of_identity(images, *held) if self.config.identity else 0.0
+        return contrast + self.config.naming * named + self.config.identity * identity
+
+
+def of_identity(images: Tensor, things: Tensor, kinds: Tensor) -> Tensor:
+    """Pictures of the same things are near each other wherever they are, like ones in another paint far (arXiv:2004.11362, L_out).
+
+    Pictures that share one thing of two are held neither for nor against each other.
+
+    Args:
+        images: (B, D) unit vectors; each has a twin among them.
+        things: (B, 2) of `numbered` identities.
+        kinds: (B, 2) of `numbered` categories.
+
+    Returns:
+        The loss, nats.
+    """
+    itself = torch.eye(len(images), dtype=torch.bool, device=images.device)
+    same = (things[:, None] == things[None]).all(-1) & ~itself
+    sharing = _in_common(things)
+    alike = _in_common(kinds) & ~sharing
+    logits = IDENTITY_SCALE * images @ images.T + math.log(LIKENESS_ODDS) * alike
+    logits = logits.masked_fill(sharing & ~same, -1e4)
+    target = same.float()
+    return F.cross_entropy(logits, target / target.sum(1, keepdim=True))
+
+
+def _in_common(numbers: Tensor) -> Tensor:
+    """(B, B) whether two rows of (B, K) have a number in common; -1 is none."""
+    equal = (numbers[:, None, :, None] == numbers[None, :, None, :]) & (numbers >= 0)[:, None, :, None]
+    return equal.flatten(2).any(-1)
+
+
+def numbered(named: Sequence[tuple[str, ...]]) -> Tensor:
+    """(N, K) numbers of the names of N pictures, ascending; -1 where a picture has fewer than K."""
+    numbers = {name: number for number, name in enumerate(sorted({name for one in named for name in one}))}
+    most = max(map(len, named))
+    rows = [sorted(numbers[name] for name in one) for one in named]
+    return torch.tensor([[-1] * (most - len(row)) + row for row in rows])
 
 
 def text_features(model: Any, ids: Tensor) -> Tensor:

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import Field, PositiveFloat
 
 from customdiff_core.config import Frozen, Precision, SampleConfig
 from customdiff_core.processor import native_precision
-from customdiff_core.world.colours import PAINTS
+from customdiff_core.world.odds import Odds
 
 
 class TrainConfig(Frozen):
@@ -31,17 +31,11 @@ class WorldConfig(Frozen):
     boost: dict[str, PositiveFloat] = Field(
         default={}, description="factors on how often things of a category are in the scenes to train on"
     )
-    paints: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = Field(
-        default=PAINTS, description="how often a thing in them has its own colours, another, or two"
+    odds: Odds = Field(default=Odds(), description="how often scenes to train on are of which kind")
+    twins: bool = Field(
+        default=False, description="each scene to train on once more, its things in other surroundings, sizes and poses"
     )
     seed: int = 0
-
-    @field_validator("paints")
-    @classmethod
-    def _shares(cls, paints: tuple[float, float, float]) -> tuple[float, float, float]:
-        if abs(sum(paints) - 1) > 1e-6:
-            raise ValueError(f"paints: found a sum of {sum(paints):g}, need 1; give shares of all things")
-        return paints
 
 
 class TokenizerConfig(Frozen):
@@ -74,6 +68,12 @@ class ClipConfig(TrainConfig):
     noise: float = Field(default=0.0, ge=0, description="largest deviation of noise on the pictures, of 0..1")
     wobble: float = Field(
         default=0.0, ge=0, description="largest deviation by which lines are bent, pixels: a crooked cat is a cat"
+    )
+    identity: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of telling pictures from pictures by their things: the same ones near each other wherever they are, "
+        "like ones in another paint far; for scenes with twins",
     )
     largest_scale: float = Field(
         default=100.0, gt=1, description="of the logits (CLIP's 100); the lower, the farther its cosines must lie apart"
@@ -180,11 +180,15 @@ CUSTOMIZED = (
     "cat", "dog", "teddy bear", "turtle", "pot", "teapot", "barn", "house", "gate", "chair", "table", "flower", "car",
 )  # fmt: skip
 FURTHER = PretrainConfig(
-    world=WorldConfig(scenes=64_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.2, 0.2, 0.6)),
+    world=WorldConfig(
+        scenes=64_000,
+        boost=dict.fromkeys(CUSTOMIZED, 5.0),
+        odds=Odds(paints=(0.15, 0.2, 0.65), sizes=(0.25, 0.63, 0.12), together=0.5),
+    ),
     unet=UNetConfig(steps=5_600, batch_size=64, learning_rate=6e-4, warmup=200, ema_decay=0.9995, compiled=True),
 )
 DECODER = PretrainConfig(
-    world=WorldConfig(scenes=24_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), paints=(0.1, 0.3, 0.6)),
+    world=WorldConfig(scenes=24_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), odds=Odds(paints=(0.1, 0.3, 0.6))),
     vae=VaeConfig(
         steps=1_800,
         batch_size=64,
@@ -205,15 +209,18 @@ LATENTS = FURTHER.model_copy(
 )
 JUDGE = FURTHER.model_copy(
     update={
-        "world": FURTHER.world.model_copy(update={"paints": DECODER.world.paints}),
+        "world": WorldConfig(scenes=48_000, boost=dict.fromkeys(CUSTOMIZED, 3.0), odds=DECODER.world.odds, twins=True),
         "judge": FURTHER.judge.model_copy(
             update={
-                "steps": 2_000,
+                "steps": 2_500,
                 "learning_rate": 1e-3,
                 "warmup": 50,
                 "ema_decay": 0.998,
                 "wobble": 1.5,
                 "naming_parts": True,
+                "uncoloured": 0.7,
+                "identity": 2.0,
+                "largest_scale": 100.0,
             }
         ),
         "onward": ("judge",),

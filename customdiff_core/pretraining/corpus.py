@@ -16,9 +16,9 @@ from customdiff_core.progress import Progress, silent
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.settings import Settings
 from customdiff_core.tables import Row
-from customdiff_core.world.colours import PAINTS
 from customdiff_core.world.drawings import Drawing, load_drawings
-from customdiff_core.world.scenes import Deck, Scene, relatives, render_scene, sample_scenes
+from customdiff_core.world.odds import Odds
+from customdiff_core.world.scenes import Deck, Scene, elsewhere, relatives, render_scene, sample_scenes
 
 FAMILY = 8  # rows: a scene and seven relatives
 CAPTIONS = ("caption", "short_caption", "uncoloured_caption", "shortest_caption")
@@ -29,7 +29,8 @@ class Corpus:
     """Captioned scenes: `pictures` (N, size, size, 3) uint8, mapped from disk; each FAMILY rows are relatives.
 
     `short_captions` name the things and their colours alone; both are there without the things' colours too. `categories` and
-    `colours` are what is in them.
+    `colours` are what is in them, and `identities` what is the same where a thing is drawn again. A family has
+    `family` rows: FAMILY, or twice as many where the pictures' twins follow in the same order.
     """
 
     pictures: NDArray[np.uint8]
@@ -39,6 +40,8 @@ class Corpus:
     shortest_captions: list[str]
     categories: list[tuple[str, ...]]
     colours: list[tuple[str, ...]]
+    identities: list[tuple[str, ...]]
+    family: int = FAMILY
 
     def __deepcopy__(self, memo: object) -> "Corpus":
         """Itself: the average of the weights looks at the same scenes."""
@@ -50,16 +53,17 @@ def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) ->
 
     Returns:
         A `scenes` artifact: training.npy and held_out.npy with training.parquet and held_out.parquet (columns
-        caption, short_caption, uncoloured_caption, shortest_caption, categories, colours).
+        caption, short_caption, uncoloured_caption, shortest_caption, categories, colours, identities, family).
     """
 
     def produce(folder: Path) -> int:
         drawings = load_drawings(Settings().data / "world" / "drawings.csv")
-        training = families(drawings, config.scenes, config.seed, "training", config.boost, config.paints)
+        training = families(drawings, config.scenes, config.seed, "training", config.boost, config.odds, config.twins)
         held_out = families(drawings, config.held_out, config.seed, "held_out")
         for split, drawn in (("training", training), ("held_out", held_out)):
-            _write(folder, split, drawn, config.size, progress)
-        return config.scenes
+            rows = FAMILY * (2 if config.twins and split == "training" else 1)
+            _write(folder, split, drawn, rows, config.size, progress)
+        return len(training)
 
     return store.make(stages.scenes(config), produce)
 
@@ -69,8 +73,9 @@ def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     folder = store.path(artifact)
     said = pd.read_parquet(folder / f"{split}.parquet")
     pictures = np.load(folder / f"{split}.npy", mmap_mode="r")
-    things = [[tuple(row) for row in said[name]] for name in ("categories", "colours")]
-    return Corpus(pictures, *(said[name].tolist() for name in CAPTIONS), *things)
+    things = [[tuple(row) for row in said[name]] for name in ("categories", "colours", "identities")]
+    family = int((said["family"] == 0).sum())
+    return Corpus(pictures, *(said[name].tolist() for name in CAPTIONS), *things, family)
 
 
 def families(
@@ -79,15 +84,22 @@ def families(
     seed: int,
     purpose: str,
     boost: Mapping[str, float] = MappingProxyType({}),
-    paints: Sequence[float] = PAINTS,
+    odds: Odds = Odds(),
+    twins: bool = False,
 ) -> list[Scene]:
-    """Sample `count` scenes, each FAMILY of them one and its relatives."""
-    rng, deck = numpy_rng("relatives", purpose, seed), Deck(drawings, boost, paints=paints)
-    firsts = sample_scenes(drawings, count // FAMILY, seed, purpose=purpose, boost=boost, paints=paints)
-    return [one for first in firsts for one in (first, *relatives(first, deck, rng))]
+    """Sample `count` scenes, each FAMILY of them one and its relatives; with `twins` each family is followed by as many twins."""
+    rng, deck = numpy_rng("relatives", purpose, seed), Deck(drawings, boost, odds=odds)
+    firsts = sample_scenes(drawings, count // FAMILY, seed, purpose=purpose, boost=boost, odds=odds)
+    made: list[Scene] = []
+    for first in firsts:
+        family = [first, *relatives(first, deck, rng)]
+        made += family
+        if twins:
+            made += [elsewhere(one, deck, rng) for one in family]
+    return made
 
 
-def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress: Progress) -> None:
+def _write(folder: Path, split: str, drawn: Sequence[Scene], family: int, size: int, progress: Progress) -> None:
     shape = (len(drawn), size, size, 3)
     pictures = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", dtype=np.uint8, shape=shape)
     for row, scene in enumerate(drawn):
@@ -95,7 +107,8 @@ def _write(folder: Path, split: str, drawn: Sequence[Scene], size: int, progress
         if row % 1000 == 999:
             progress(row + 1, len(drawn), f"{split} scenes")
     pictures.flush()
-    pd.DataFrame([_told(scene) for scene in drawn]).to_parquet(folder / f"{split}.parquet", index=False)
+    said = [{**_told(scene), "family": row // family} for row, scene in enumerate(drawn)]
+    pd.DataFrame(said).to_parquet(folder / f"{split}.parquet", index=False)
 
 
 def _told(scene: Scene) -> Row:
@@ -104,4 +117,5 @@ def _told(scene: Scene) -> Row:
         **{name: getattr(scene, name) for name in CAPTIONS},
         "categories": [thing.drawing.category for thing in scene.things],
         "colours": [] if scene.black_and_white else [colour for thing in scene.things for colour in thing.paint],
+        "identities": [f"{'gray, once ' if scene.black_and_white else ''}{thing.identity}" for thing in scene.things],
     }

@@ -28,7 +28,6 @@ HUES = (
     (345, "pink"),
     (361, "red"),
 )
-PAINTS = (0.35, 0.45, 0.2)  # how often a thing has its own colours, another, or two
 JITTER = 14  # a named colour is this much around its mean, of 255
 
 

@@ -20,8 +20,9 @@ from PIL import Image
 from customdiff_core.errors import WorldError
 from customdiff_core.seeding import numpy_rng
 from customdiff_core.world import settings
-from customdiff_core.world.colours import COLOURS, PAINTS, name_of
+from customdiff_core.world.colours import COLOURS, name_of
 from customdiff_core.world.drawings import MASTER, Drawing, layers
+from customdiff_core.world.odds import Odds
 
 # The concepts that people customize: no scene shows their colouring, main paint and second paint.
 RESERVED: Mapping[str, frozenset[tuple[str, str]]] = {
@@ -59,6 +60,7 @@ SIZES = (
 PAIR_SCALES = (0.42, 0.54)
 MEDIA = ("", "photo of ", "picture of ", "drawing of ")
 MEDIA_ODDS = (0.5, 0.38, 0.06, 0.06)
+UPSIDE_DOWN, BLACK_AND_WHITE = 0.04, 0.04  # of the scenes
 HALF_PAINTED = 0.75  # of the relatives in another paint of a thing in two
 
 
@@ -73,6 +75,11 @@ class Thing:
     y: float  # centre, from the top
     flip: bool = False
     turn: float = 0.0  # degrees, counter-clockwise; too little to be named
+
+    @property
+    def identity(self) -> str:
+        """What is the same wherever it stands: its category and its paint, or the drawing whose own colours it has."""
+        return f"{' and '.join(self.paint) or self.drawing.code} {self.drawing.category}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def sample_scenes(
     *,
     purpose: str = "corpus",
     boost: Mapping[str, float] | None = None,
-    paints: Sequence[float] = PAINTS,
+    odds: Odds = Odds(),
 ) -> list[Scene]:
     """Draw `count` scenes, the same for the same arguments; another seed or purpose shares none of its randomness.
 
@@ -137,13 +144,13 @@ def sample_scenes(
         seed: of the randomness.
         purpose: names the randomness: "corpus", "training", "validation".
         boost: multiplies the weights of each category it names.
-        paints: how often a thing has its own colours, another, or two.
+        odds: how often scenes are of which kind.
 
     Raises:
         WorldError: if there are no drawings, or a boosted category has none.
     """
     rng = numpy_rng("scenes", purpose, seed)
-    deck = Deck(drawings, boost or {}, paints=paints)
+    deck = Deck(drawings, boost or {}, odds=odds)
     return [_compose(deck.draw(rng), deck, rng) for _ in range(count)]
 
 
@@ -172,6 +179,27 @@ def relatives(scene: Scene, deck: "Deck", rng: np.random.Generator) -> list[Scen
     if kind == 0 and len(scene.things) == 2:
         return [*made, _exchanged(scene, rng)]
     return [*made, _with_pose(scene, deck, rng) if kind == 1 else dataclasses.replace(scene, setting=_setting(rng))]
+
+
+def elsewhere(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
+    """Its things once more, in the same paint and in all else as chance has it: setting, sizes, places, poses and shades.
+
+    A thing in its own colours is the same drawing, since other drawings of the category have others.
+    """
+    shown = scene.things if rng.random() < 0.5 else scene.things[::-1]
+    drawings = [deck.pose(thing, rng) for thing in shown]
+    worn = {colour for thing in shown for colour in thing.paint}
+    while (setting := _setting(rng)).partition(" ")[0] in worn:
+        pass
+    size = side = ""
+    if len(drawings) == 1:
+        thing, size, side = _alone(drawings[0], deck, setting, rng)
+        things: tuple[Thing, ...] = (thing,)
+    else:
+        things = _side_by_side((drawings[0], drawings[1]), deck, setting, rng)
+    things = tuple(dataclasses.replace(new, paint=old.paint) for new, old in zip(things, shown, strict=True))
+    upside_down, seed = bool(rng.random() < UPSIDE_DOWN), int(rng.integers(2**31))
+    return Scene(things, setting, size, side, upside_down, scene.black_and_white, seed)
 
 
 def _changed(scene: Scene, place: int, thing: Thing) -> Scene:
@@ -208,7 +236,7 @@ def _half_painted(thing: Thing, paint: tuple[str, ...], rng: np.random.Generator
 
 def _with_pose(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
     thing = scene.things[0]
-    poses = [one for one in deck.drawings if one.category == thing.drawing.category]
+    poses = deck.of_category[thing.drawing.category]
     return _changed(scene, 0, dataclasses.replace(thing, drawing=poses[int(rng.integers(len(poses)))]))
 
 
@@ -230,7 +258,7 @@ class Deck:
         drawings: Sequence[Drawing],
         boost: Mapping[str, float],
         what: str = "any category",
-        paints: Sequence[float] = PAINTS,
+        odds: Odds = Odds(),
     ) -> None:
         self.drawings = [one for one in drawings if not one.held_out]
         if unknown := sorted(set(boost) - {one.category for one in self.drawings}):
@@ -239,16 +267,26 @@ class Deck:
             raise WorldError(
                 f"drawings of {what}: found 0 of {len(drawings)}, need at least 1; use a category of drawings.csv"
             )
-        self.odds = list(accumulate(one.weight * boost.get(one.category, 1.0) for one in self.drawings))
-        self.paints = tuple(paints)
+        self.weights = list(accumulate(one.weight * boost.get(one.category, 1.0) for one in self.drawings))
+        self.odds = odds
+        self.of_category: dict[str, list[Drawing]] = {}
+        for one in self.drawings:
+            self.of_category.setdefault(one.category, []).append(one)
 
     def draw(self, rng: np.random.Generator) -> Drawing:
         """One of them."""
-        return self.drawings[int(np.searchsorted(self.odds, rng.uniform(0, self.odds[-1]), side="right"))]
+        return self.drawings[int(np.searchsorted(self.weights, rng.uniform(0, self.weights[-1]), side="right"))]
+
+    def pose(self, thing: Thing, rng: np.random.Generator) -> Drawing:
+        """A drawing of the thing in its paint: any of its category, or its own where it has that one's colours."""
+        if not thing.paint:
+            return thing.drawing
+        poses = self.of_category[thing.drawing.category]
+        return poses[int(rng.integers(len(poses)))]
 
     def paint(self, drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[str, ...]:
         """The drawing's own colours, one colour or two; not the colour of the wall behind it, nor a reserved pair."""
-        kind = rng.choice(3, p=self.paints)
+        kind = rng.choice(3, p=self.odds.paints)
         free = [name for name in COLOURS if name != setting.partition(" ")[0]]
         while True:
             first, second = (free[int(index)] for index in rng.choice(len(free), 2, replace=False))
@@ -328,13 +366,13 @@ def _setting(rng: np.random.Generator) -> str:
 
 
 def _compose(first: Drawing, deck: Deck, rng: np.random.Generator) -> Scene:
-    """Build a scene around its first drawing: 70 % alone, the rest beside another."""
+    """Build a scene around its first drawing: alone, or beside another."""
     setting, seed = _setting(rng), int(rng.integers(2**31))
-    upside_down, black_and_white = bool(rng.random() < 0.04), bool(rng.random() < 0.04)
-    if rng.random() < 0.7:
+    upside_down, black_and_white = bool(rng.random() < UPSIDE_DOWN), bool(rng.random() < BLACK_AND_WHITE)
+    if rng.random() < 1 - deck.odds.together:
         thing, size, side = _alone(first, deck, setting, rng)
         return Scene((thing,), setting, size, side, upside_down, black_and_white, seed)
-    things = _side_by_side(first, deck, setting, rng)
+    things = _side_by_side((first, deck.draw(rng)), deck, setting, rng)
     return Scene(things, setting, "", "", upside_down, black_and_white, seed)
 
 
@@ -347,7 +385,7 @@ def _thing(
 
 def _alone(drawing: Drawing, deck: Deck, setting: str, rng: np.random.Generator) -> tuple[Thing, str, str]:
     """Place one drawing; return it with its size word and its place, "" where they go without saying."""
-    scales, size_words = SIZES[rng.choice(len(SIZES), p=(0.14, 0.74, 0.12))]
+    scales, size_words = SIZES[rng.choice(len(SIZES), p=deck.odds.sizes)]
     scale, size = float(rng.uniform(*scales)), _one_of(size_words, rng)
     x, y = (0.5 + float(shift) for shift in rng.uniform(-0.04, 0.04, size=2))
     room, side = (1 - scale) / 2, ""
@@ -359,15 +397,16 @@ def _alone(drawing: Drawing, deck: Deck, setting: str, rng: np.random.Generator)
     return _thing(drawing, deck, setting, scale, x, y, rng), size, side
 
 
-def _side_by_side(first: Drawing, deck: Deck, setting: str, rng: np.random.Generator) -> tuple[Thing, Thing]:
-    """Place it and another drawing in the halves of the picture, in the order that the caption names them."""
+def _side_by_side(
+    drawings: tuple[Drawing, Drawing], deck: Deck, setting: str, rng: np.random.Generator
+) -> tuple[Thing, Thing]:
+    """Place two drawings in the halves of the picture, in the order that the caption names them."""
 
     def place(drawing: Drawing, x: float) -> Thing:
         scale, y = float(rng.uniform(*PAIR_SCALES)), 0.5 + float(rng.uniform(-0.12, 0.16))
         return _thing(drawing, deck, setting, scale, x + float(rng.uniform(-0.02, 0.02)), y, rng)
 
-    second = deck.draw(rng)
-    return place(first, 0.26), place(second, 0.74)
+    return place(drawings[0], 0.26), place(drawings[1], 0.74)
 
 
 def _caption(scene: Scene, *, coloured: bool = True) -> str:

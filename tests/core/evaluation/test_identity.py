@@ -75,6 +75,10 @@ def test_what_stands_beside_the_concept_does_not_count_against_it():
     assert recognised(seen[None], own, blue) == [1]
     assert recognised(seen[None], blue, own) == [0]
     assert (seen @ red.T).max() > 0.98
+    # Nor for a look-alike of its own colour, to which it is nearer than the concept, a little off, is to the concept.
+    off = colours(spot("#3fa0c0", "#ffffff"))[None]
+    assert 0.4 < (seen @ off.T).max() < (seen @ red.T).max()
+    assert recognised(seen[None], off, red) == [1]
 
 
 def test_a_thing_of_several_parts_is_seen_whole_too():

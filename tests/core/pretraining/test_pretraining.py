@@ -26,13 +26,14 @@ from customdiff_core.finetuning.checkpoints import newest_checkpoint
 from customdiff_core.pretraining import assemble as assembling
 from customdiff_core.pretraining import clip as clips
 from customdiff_core.pretraining import corpus, encoded, tokenizer, unet, vae, validation
-from customdiff_core.pretraining.config import SMOKE, TrainConfig, WorldConfig
+from customdiff_core.pretraining.config import SMOKE, TrainConfig
 from customdiff_core.pretraining.dino import dino
 from customdiff_core.pretraining.loop import Pretraining, pretrain, schedule
 from customdiff_core.profiles import EncoderSource, ModelSource, VisionSource
 from customdiff_core.retrieval.encoder import Encoder
 from customdiff_core.settings import Settings
 from customdiff_core.world.drawings import load_drawings
+from customdiff_core.world.odds import Odds
 from customdiff_core.world.scenes import called
 
 WORLD = SMOKE.world.model_copy(update={"scenes": 400, "held_out": 96})
@@ -70,6 +71,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
 
 
 @pytest.fixture(scope="module")
+def twins(parts: Parts) -> Artifact:
+    """Scenes each of which has a twin."""
+    return corpus.scenes(WORLD.model_copy(update={"twins": True}), store=parts.store)
+
+
+@pytest.fixture(scope="module")
 def model(parts: Parts) -> Artifact:
     names = ("clip", "vae", "unet", "judge", "dino")
     return assembling.assemble(
@@ -101,7 +108,7 @@ def test_scenes_come_in_families_and_held_out_ones_are_others(parts: Parts) -> N
 
 def test_training_scenes_are_of_the_worlds_odds_and_held_out_ones_of_all_alike(parts: Parts, tmp_path: Path) -> None:
     store = Store(tmp_path, producer="test")
-    world = WORLD.model_copy(update={"boost": {"turtle": 40.0}, "paints": (0.0, 0.0, 1.0)})
+    world = WORLD.model_copy(update={"boost": {"turtle": 40.0}, "odds": Odds(paints=(0.0, 0.0, 1.0))})
     made = corpus.scenes(world, store=store)
     training, held_out = (corpus.load(store, made, split) for split in ("training", "held_out"))
     turtles = [
@@ -114,9 +121,23 @@ def test_training_scenes_are_of_the_worlds_odds_and_held_out_ones_of_all_alike(p
     assert held_out.captions == corpus.load(parts.store, parts.scenes, "held_out").captions
 
 
-def test_a_share_of_paints_that_is_no_share_is_refused() -> None:
-    with pytest.raises(ValidationError, match=r"paints: found a sum of 1\.2, need 1"):
-        WorldConfig(paints=(0.4, 0.4, 0.4))
+@pytest.mark.parametrize("name", ["paints", "sizes"])
+def test_shares_that_are_no_shares_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{name}: found a sum of 1\.2, need 1"):
+        Odds.model_validate({name: (0.4, 0.4, 0.4)})
+
+
+def test_twins_follow_their_families(twins: Artifact, parts: Parts) -> None:
+    seen, unseen = (corpus.load(parts.store, twins, split) for split in ("training", "held_out"))
+    assert (len(seen.pictures), seen.family, unseen.family) == (800, 16, 8)
+    for start in range(0, 800, 16):
+        for row in range(start, start + 8):
+            assert sorted(seen.identities[row]) == sorted(seen.identities[row + 8])
+    others = [
+        seen.captions[row] != seen.captions[row + 8] for start in range(0, 800, 16) for row in range(start, start + 8)
+    ]
+    assert np.mean(others) > 0.9
+    assert unseen.captions == corpus.load(parts.store, parts.scenes, "held_out").captions
 
 
 @pytest.mark.parametrize(("flags", "precision"), [("avx2", "fp32"), ("avx512_bf16", "bf16")])
@@ -148,6 +169,47 @@ def test_the_text_half_has_the_same_features_in_both_layouts(parts: Parts) -> No
     for row, length in enumerate((ids > 0).sum(1)):
         projected = ours[row, length - 1] @ model.text_projection
         torch.testing.assert_close(projected, pooled[row], atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_things_are_near_and_like_ones_in_other_paint_far() -> None:
+    """The loss of six pictures by hand: a teal cat twice, a red cat twice, the red cat beside a dog, twice."""
+    named = [("teal cat",), ("teal cat",), ("red cat",), ("red cat",), ("red cat", "dog"), ("red cat", "dog")]
+    kinds = [("cat",), ("cat",), ("cat",), ("cat",), ("cat", "dog"), ("cat", "dog")]
+    images = torch.nn.functional.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    found = clips.of_identity(images, clips.numbered(named), clips.numbered(kinds))
+    weights = torch.exp(clips.IDENTITY_SCALE * images @ images.T)
+    losses = []
+    for row, things in enumerate(named):
+        positive = weights[row, row ^ 1]
+        # All other pictures have a cat in another paint, and count more; who shares the red cat counts nothing.
+        against = sum(weights[row, other] for other in range(6) if not set(things) & set(named[other]))
+        losses.append(-torch.log(positive / (positive + clips.LIKENESS_ODDS * against)))
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+
+
+def test_identities_are_numbered_whatever_their_order() -> None:
+    found = clips.numbered([("b", "a"), ("a", "b"), ("c",)])
+    assert found.tolist() == [[0, 1], [0, 1], [-1, 2]]
+
+
+def test_a_judge_of_identities_tells_colourings_apart(twins: Artifact, parts: Parts) -> None:
+    config = SMOKE.judge.model_copy(update={"steps": 150, "naming": 0.0, "largest_scale": 20.0})
+    seen = corpus.load(parts.store, twins, "training")
+    pictures = clips.normalized(clips.as_tensor(seen.pictures))
+    things, kinds = clips.numbered(seen.identities), clips.numbered(seen.categories)
+    losses = []
+    for identity in (0.0, 2.0):
+        judge = clips.clip(twins, parts.words, config.model_copy(update={"identity": identity}), store=parts.store)
+        with torch.no_grad():
+            vectors = torch.nn.functional.normalize(clips.load(parts.store, judge).encode_image(pictures), dim=-1)
+        losses.append(float(clips.of_identity(vectors, things, kinds)))
+    assert losses[1] < losses[0] - 0.3
+
+
+def test_identities_of_scenes_without_twins_are_refused(parts: Parts) -> None:
+    config = SMOKE.judge.model_copy(update={"identity": 1.0})
+    with pytest.raises(TrainingError, match=r"found no twins, need them for an identity of 1; draw scenes with twins"):
+        clips.clip(parts.scenes, parts.words, config, store=parts.store)
 
 
 def test_equal_captions_are_not_held_against_each_other(parts: Parts) -> None:

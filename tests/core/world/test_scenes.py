@@ -10,12 +10,14 @@ from customdiff_core.settings import Settings
 from customdiff_core.world import settings
 from customdiff_core.world.colours import COLOURS, JITTER, name_of
 from customdiff_core.world.drawings import Drawing, layers, load_drawings
+from customdiff_core.world.odds import Odds
 from customdiff_core.world.scenes import (
     CORPUS_BOOST,
     RESERVED,
     Deck,
     Scene,
     Thing,
+    elsewhere,
     relatives,
     render_scene,
     sample_category_scenes,
@@ -24,6 +26,7 @@ from customdiff_core.world.scenes import (
 )
 
 SIZES = {"far away": (0.35, 0.5), "very small": (0.35, 0.5), "zoomed in": (1.05, 1.35), "close up": (1.05, 1.35)}
+FAR, NEAR = {"far away", "very small"}, {"zoomed in", "close up"}
 CONCEPT_CATEGORIES = ("cat", "dog", "teddy bear", "house", "car", "flower", "chair", "turtle", "teapot")
 
 
@@ -79,8 +82,8 @@ def test_a_boost_multiplies_a_categorys_share(drawings: list[Drawing]):
 
 def test_things_come_in_two_colours_as_often_as_is_asked(drawings: list[Drawing]):
     paints = (0.1, 0.2, 0.7)
-    firsts = sample_scenes(drawings, 2000, seed=0, paints=paints)
-    rng, deck = np.random.default_rng(2), Deck(drawings, {}, paints=paints)
+    firsts = sample_scenes(drawings, 2000, seed=0, odds=Odds(paints=paints))
+    rng, deck = np.random.default_rng(2), Deck(drawings, {}, odds=Odds(paints=paints))
     plainer = [scene for scene in firsts if len(scene.things) == 1 and len(scene.things[0].paint) < 2]
     repainted = [relatives(scene, deck, rng)[4] for scene in plainer]
     for scenes in (firsts, repainted):
@@ -89,6 +92,35 @@ def test_things_come_in_two_colours_as_often_as_is_asked(drawings: list[Drawing]
             assert share(things, lambda thing, n=number: len(thing.paint) == n) == pytest.approx(odds, abs=0.04)
     reserved = {(category, paint) for category, paints in RESERVED.items() for paint in paints}
     assert not {(thing.drawing.category, shown(thing)) for scene in firsts for thing in scene.things} & reserved
+
+
+def test_far_things_and_pairs_come_as_often_as_is_asked(drawings: list[Drawing]):
+    scenes = sample_scenes(drawings, 2000, seed=0, odds=Odds(sizes=(0.5, 0.4, 0.1), together=0.6))
+    assert share(scenes, lambda s: len(s.things) == 2) == pytest.approx(0.6, abs=0.04)
+    alone = [scene for scene in scenes if len(scene.things) == 1]
+    assert share(alone, lambda s: s.size in FAR) == pytest.approx(0.5, abs=0.05)
+    assert share(alone, lambda s: s.size in NEAR) == pytest.approx(0.1, abs=0.04)
+
+
+def test_a_twin_is_the_same_things_in_another_picture(drawings: list[Drawing], corpus: list[Scene]):
+    rng, deck = np.random.default_rng(4), Deck(drawings, {})
+    pairs = [(scene, elsewhere(scene, deck, rng)) for scene in corpus[:2000]]
+    for scene, twin in pairs:
+        assert sorted(one.identity for one in scene.things) == sorted(one.identity for one in twin.things)
+        assert scene.black_and_white == twin.black_and_white
+        worn = {colour for thing in twin.things for colour in thing.paint}
+        assert twin.setting.partition(" ")[0] not in worn
+    assert share(pairs, lambda pair: pair[0].setting != pair[1].setting) > 0.9
+    assert share(pairs, lambda pair: pair[0].seed != pair[1].seed) == 1
+    scales = np.array([[one.things[0].scale for one in pair] for pair in pairs if len(pair[0].things) == 1])
+    assert abs(np.corrcoef(scales.T)[0, 1]) < 0.1
+    turned = [pair for pair in pairs if len({one.identity for one in pair[0].things}) == 2]
+    assert share(turned, lambda pair: pair[0].things[0].identity != pair[1].things[0].identity) == pytest.approx(
+        0.5, abs=0.06
+    )
+    cats = [pair for pair in pairs if pair[0].things[0].drawing.category == "cat" and len(pair[0].things) == 1]
+    painted = [{one.things[0].drawing.code for one in pair} for pair in cats if pair[0].things[0].paint]
+    assert share(painted, lambda codes: len(codes) == 2) > 0.5
 
 
 def test_the_grammars_shares(corpus: list[Scene]):
@@ -230,10 +262,10 @@ def test_relatives_differ_in_what_captions_say(drawings: list[Drawing], corpus: 
 
 def test_relatives_of_two_colours_show_which_part_has_which(drawings: list[Drawing]):
     paints = (0.0, 0.0, 1.0)
-    rng, deck = np.random.default_rng(3), Deck(drawings, {}, paints=paints)
+    rng, deck = np.random.default_rng(3), Deck(drawings, {}, odds=Odds(paints=paints))
     firsts = [
         scene
-        for scene in sample_scenes(drawings, 2000, seed=1, paints=paints)
+        for scene in sample_scenes(drawings, 2000, seed=1, odds=Odds(paints=paints))
         if len(scene.things) == 1 and not scene.black_and_white
     ]
     changes = Counter[str]()
