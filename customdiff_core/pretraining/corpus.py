@@ -75,7 +75,7 @@ def load(store: Store, artifact: Artifact, split: str) -> Corpus:
     pictures = np.load(folder / f"{split}.npy", mmap_mode="r")
     things = [[tuple(row) for row in said[name]] for name in ("categories", "colours", "identities")]
     family = int((said["family"] == 0).sum())
-    return Corpus(pictures, *(said[name].tolist() for name in CAPTIONS), *things, family)
+    return Corpus(pictures, *(said[name].tolist() for name in CAPTIONS), *things, family=family)
 
 
 def families(
