@@ -235,7 +235,7 @@ SMOKE = PretrainConfig(
     ),
     vae=VaeConfig(steps=80, batch_size=16, learning_rate=3e-3, warmup=5, ema_decay=0.9, channels=(16, 32, 32)),
     unet=UNetConfig(
-        steps=600, batch_size=32, learning_rate=2e-3, warmup=10, ema_decay=0.98,
+        steps=450, batch_size=32, learning_rate=2e-3, warmup=10, ema_decay=0.98,
         channels=(32, 64), layers=(1, 1), heads=(2, 2), attention_down=(True, True), attention_up=(True, True),
     ),
     judge=ClipConfig(
