@@ -41,13 +41,12 @@ def pretrain(
     """Make the embedded base model, and say how good it is.
 
     Args:
-        size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes with
-            more of what people customize and more things in two colours; "decoder" takes its VAE's decoder on, for 15 minutes, on
-            such scenes, with latents and UNet as they are; "latents" takes the whole VAE on and then the UNet with its new
-            latents, for an hour and a quarter; "judge" takes the evaluation CLIP on, for half an hour, with bent lines, so that
-            it names what a person does, and with twins of every scene, so that it knows a thing wherever it is (earlier figures do
-            not compare); "smoke" shows in two minutes that everything
-            works.
+        size: "full" is the committed model's, hours; "further" takes an earlier UNet on, for an hour and a quarter, on scenes
+            with more of what people customize, more pairs and far things and more in two colours; "decoder" takes its VAE's
+            decoder on, for 15 minutes, on such scenes, with latents and UNet as they are; "latents" takes the whole VAE on and
+            then the UNet with its new latents, for an hour and a quarter; "judge" takes the evaluation CLIP on, for half an hour,
+            with bent lines, so that it names what a person does, and with twins of every scene, so that it knows a thing wherever
+            it is (earlier figures do not compare); "smoke" shows in two minutes that everything works.
         steps: of the UNet, or of the part that goes on without it; empty takes the size's.
         seed: of the scenes, and of batches and noise; take another than before to go on with what is new.
         start: a base model's folder to go on from; all that does not go on is kept as it is.

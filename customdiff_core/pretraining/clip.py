@@ -108,7 +108,7 @@ class Contrast(nn.Module):
         super().__init__()
         self.model, self.seen, self.ids, self.config = model, seen, ids, config
         self.shown = [shares(seen.categories), shares(parts(seen) if config.naming_parts else seen.colours)]
-        self.things, self.kinds = numbered(seen.identities), numbered(seen.categories)
+        self.held = [numbered(seen.identities), numbered(seen.categories)] if config.identity else []
         self.heads = nn.ModuleList(nn.Linear(config.embed_dim, one.shape[1]) for one in self.shown)
 
     def of_step(self, step: int) -> Tensor:
@@ -126,11 +126,9 @@ class Contrast(nn.Module):
             pictures = bent(pictures, self.config.wobble, torch_generator("clip wobble", self.config.seed, step))
         if self.config.noise:
             pictures = _spoiled(pictures, self.config, step)
-        ids = self.ids[torch.from_numpy(said), torch.from_numpy(rows)]
-        shown, held = (
-            [one[torch.from_numpy(rows)].to(device) for one in numbers]
-            for numbers in (self.shown, (self.things, self.kinds))
-        )
+        places = torch.from_numpy(rows)
+        ids = self.ids[torch.from_numpy(said), places]
+        shown, held = ([one[places].to(device) for one in of_all] for of_all in (self.shown, self.held))
         return self(normalized(pictures).to(device), ids.to(device), shown, held)
 
     def forward(self, pictures: Tensor, ids: Tensor, shown: Sequence[Tensor], held: Sequence[Tensor] = ()) -> Tensor:

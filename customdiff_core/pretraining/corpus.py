@@ -61,9 +61,8 @@ def scenes(config: WorldConfig, *, store: Store, progress: Progress = silent) ->
         training = families(drawings, config.scenes, config.seed, "training", config.boost, config.odds, config.twins)
         held_out = families(drawings, config.held_out, config.seed, "held_out")
         for split, drawn in (("training", training), ("held_out", held_out)):
-            rows = FAMILY * (2 if config.twins and split == "training" else 1)
-            _write(folder, split, drawn, rows, config.size, progress)
-        return len(training)
+            _write(folder, split, drawn, config.size, progress)
+        return sum(map(len, training))
 
     return store.make(stages.scenes(config), produce)
 
@@ -86,20 +85,19 @@ def families(
     boost: Mapping[str, float] = MappingProxyType({}),
     odds: Odds = Odds(),
     twins: bool = False,
-) -> list[Scene]:
-    """Sample `count` scenes, each FAMILY of them one and its relatives; with `twins` each family is followed by as many twins."""
+) -> list[list[Scene]]:
+    """Sample `count` scenes, each FAMILY of them one and its relatives; with `twins` a family has as many twins behind them."""
     rng, deck = numpy_rng("relatives", purpose, seed), Deck(drawings, boost, odds=odds)
     firsts = sample_scenes(drawings, count // FAMILY, seed, purpose=purpose, boost=boost, odds=odds)
-    made: list[Scene] = []
+    made: list[list[Scene]] = []
     for first in firsts:
         family = [first, *relatives(first, deck, rng)]
-        made += family
-        if twins:
-            made += [elsewhere(one, deck, rng) for one in family]
+        made.append(family + [elsewhere(one, deck, rng) for one in family if twins])
     return made
 
 
-def _write(folder: Path, split: str, drawn: Sequence[Scene], family: int, size: int, progress: Progress) -> None:
+def _write(folder: Path, split: str, families: Sequence[Sequence[Scene]], size: int, progress: Progress) -> None:
+    drawn = [scene for family in families for scene in family]
     shape = (len(drawn), size, size, 3)
     pictures = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", dtype=np.uint8, shape=shape)
     for row, scene in enumerate(drawn):
@@ -107,7 +105,7 @@ def _write(folder: Path, split: str, drawn: Sequence[Scene], family: int, size: 
         if row % 1000 == 999:
             progress(row + 1, len(drawn), f"{split} scenes")
     pictures.flush()
-    said = [{**_told(scene), "family": row // family} for row, scene in enumerate(drawn)]
+    said = [{**_told(scene), "family": number} for number, family in enumerate(families) for scene in family]
     pd.DataFrame(said).to_parquet(folder / f"{split}.parquet", index=False)
 
 
@@ -117,5 +115,5 @@ def _told(scene: Scene) -> Row:
         **{name: getattr(scene, name) for name in CAPTIONS},
         "categories": [thing.drawing.category for thing in scene.things],
         "colours": [] if scene.black_and_white else [colour for thing in scene.things for colour in thing.paint],
-        "identities": [f"{'gray, once ' if scene.black_and_white else ''}{thing.identity}" for thing in scene.things],
+        "identities": list(scene.identities),
     }

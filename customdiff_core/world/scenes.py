@@ -105,6 +105,11 @@ class Scene:
         return _caption(self, coloured=False)
 
     @property
+    def identities(self) -> tuple[str, ...]:
+        """What is the same of each thing wherever it stands; without colours it is another thing."""
+        return tuple(f"{'gray, once ' if self.black_and_white else ''}{thing.identity}" for thing in self.things)
+
+    @property
     def short_caption(self) -> str:
         """Its things and their colours, and nothing else: "a teal cat and a dog"."""
         return " and ".join(
@@ -187,7 +192,7 @@ def elsewhere(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
     A thing in its own colours is the same drawing, since other drawings of the category have others.
     """
     shown = scene.things if rng.random() < 0.5 else scene.things[::-1]
-    drawings = [deck.pose(thing, rng) for thing in shown]
+    drawings = [deck.of(thing.drawing.category, rng) if thing.paint else thing.drawing for thing in shown]
     worn = {colour for thing in shown for colour in thing.paint}
     while (setting := _setting(rng)).partition(" ")[0] in worn:
         pass
@@ -236,8 +241,7 @@ def _half_painted(thing: Thing, paint: tuple[str, ...], rng: np.random.Generator
 
 def _with_pose(scene: Scene, deck: "Deck", rng: np.random.Generator) -> Scene:
     thing = scene.things[0]
-    poses = deck.of_category[thing.drawing.category]
-    return _changed(scene, 0, dataclasses.replace(thing, drawing=poses[int(rng.integers(len(poses)))]))
+    return _changed(scene, 0, dataclasses.replace(thing, drawing=deck.of(thing.drawing.category, rng)))
 
 
 def _exchanged(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -277,11 +281,9 @@ class Deck:
         """One of them."""
         return self.drawings[int(np.searchsorted(self.weights, rng.uniform(0, self.weights[-1]), side="right"))]
 
-    def pose(self, thing: Thing, rng: np.random.Generator) -> Drawing:
-        """A drawing of the thing in its paint: any of its category, or its own where it has that one's colours."""
-        if not thing.paint:
-            return thing.drawing
-        poses = self.of_category[thing.drawing.category]
+    def of(self, category: str, rng: np.random.Generator) -> Drawing:
+        """One of a category, each as likely."""
+        poses = self.of_category[category]
         return poses[int(rng.integers(len(poses)))]
 
     def paint(self, drawing: Drawing, setting: str, rng: np.random.Generator) -> tuple[str, ...]:
